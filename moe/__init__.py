@@ -1,0 +1,1 @@
+"""The Mixture-of-Experts model, in plain PyTorch."""

@@ -1,0 +1,134 @@
+"""The architecture of a dense-MoE hybrid, and the named presets.
+
+Standard library only, so that the control plane can check a spec against it. Field names and defaults are those of the
+published Arctic `config.json`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+_HF_NAMES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "expert_intermediate_size": "intermediate_size",
+    "num_experts": "num_local_experts",
+    "top_k": "num_experts_per_tok",
+    "max_positions": "max_position_embeddings",
+    "rope_theta": "rope_theta",
+    "norm_eps": "rms_norm_eps",
+    "initializer_range": "initializer_range",
+}
+"""Our field -> key of `config.json`."""
+
+_HF_FIXED = {
+    "model_type": "arctic",
+    "architectures": ["ArcticForCausalLM"],
+    "hidden_act": "silu",
+    "moe_layer_frequency": 1,
+    "use_residual": True,
+    "parallel_attn_mlp_res": True,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+}
+"""Keys of `config.json` that this package supports at one value only."""
+
+
+@dataclass(frozen=True, slots=True)
+class MoEConfig:
+    """Sizes of a dense-MoE hybrid; the defaults are Arctic's.
+
+    Every layer has attention, a dense residual MLP whose intermediate size is `hidden_size`, and a top-k MoE.
+    """
+
+    vocab_size: int = 32_000
+    hidden_size: int = 7168
+    num_layers: int = 35
+    num_heads: int = 56
+    num_kv_heads: int = 8
+    expert_intermediate_size: int = 4864
+    num_experts: int = 128
+    top_k: int = 2
+    max_positions: int = 4096
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "num_experts", "top_k"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, is {getattr(self, name)}")
+        if self.hidden_size % self.num_heads or self.head_dim % 2:
+            raise ValueError(f"hidden_size {self.hidden_size} / num_heads {self.num_heads} is no even whole number")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_kv_heads {self.num_kv_heads} does not divide num_heads {self.num_heads}")
+        if self.top_k > self.num_experts:
+            raise ValueError(f"top_k {self.top_k} exceeds num_experts {self.num_experts}")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def num_expert_params(self) -> int:
+        """Parameters of one expert in one layer."""
+        return 3 * self.hidden_size * self.expert_intermediate_size
+
+    def num_dense_params(self) -> int:
+        """Parameters outside the experts: embeddings, attention, residual MLPs, norms, gates, output head."""
+        d, kv = self.hidden_size, self.num_kv_heads * self.head_dim
+        layer = 2 * d * d + 2 * d * kv + 3 * d * d + 3 * d + d * self.num_experts
+        return self.num_layers * layer + 2 * self.vocab_size * d + d
+
+    def num_params(self) -> int:
+        """All parameters."""
+        return self.num_dense_params() + self.num_layers * self.num_experts * self.num_expert_params
+
+    def num_active_params(self) -> int:
+        """Parameters that take part in one token's forward pass; the embedding table counts whole, as is customary."""
+        return self.num_dense_params() + self.num_layers * self.top_k * self.num_expert_params
+
+    def with_vocab_size(self, vocab_size: int) -> MoEConfig:
+        """The same architecture for another tokenizer."""
+        return replace(self, vocab_size=vocab_size)
+
+    def to_hf(self) -> dict[str, Any]:
+        """The published form: the content of `config.json`."""
+        return _HF_FIXED | {key: getattr(self, name) for name, key in _HF_NAMES.items()}
+
+    @classmethod
+    def from_hf(cls, document: dict[str, Any]) -> MoEConfig:
+        """Read a published `config.json`.
+
+        Raises:
+            ValueError: a size is missing, or a key asks for what this package does not compute.
+        """
+        for key, supported in _HF_FIXED.items():
+            if key in document and document[key] != supported:
+                raise ValueError(f"config.json: {key} is {document[key]!r}, only {supported!r} is supported")
+        missing = [key for key in _HF_NAMES.values() if key not in document and key in _REQUIRED_HF_KEYS]
+        if missing:
+            raise ValueError(f"config.json has no {missing[0]!r}")
+        return cls(**{name: document[key] for name, key in _HF_NAMES.items() if key in document})
+
+
+_REQUIRED_HF_KEYS = {_HF_NAMES[f.name] for f in fields(MoEConfig) if f.type == "int" and f.name != "max_positions"}
+
+PRESETS: dict[str, MoEConfig] = {
+    "arctic-480b": MoEConfig(),
+    "quickstart": MoEConfig(
+        vocab_size=4096,
+        hidden_size=128,
+        num_layers=4,
+        num_heads=4,
+        num_kv_heads=2,
+        expert_intermediate_size=128,
+        num_experts=8,
+    ),
+}
+"""Architectures by name. `quickstart` is Arctic scaled down until two CPU cores train it in about two minutes."""

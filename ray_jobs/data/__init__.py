@@ -1,0 +1,1 @@
+"""Raw instruction data to packed rows."""

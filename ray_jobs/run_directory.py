@@ -1,0 +1,150 @@
+"""The run directory: all that a job leaves behind, on any filesystem that fsspec knows.
+
+    <root>/<job id>/spec.json            the JobSpec
+                    events/*.jsonl       immutable numbered segments (`service.spec.event`)
+                    checkpoints/         Ray Train's storage
+                    rejected-rows.jsonl  rows left out, with file, row and reason
+                    report.json          the outcome
+                    export/              the Hugging Face checkpoint
+    <root>/prepared/<hash>/              prepared data, shared by all jobs of this root
+
+Files appear whole or not at all: written beside their place, then moved; on object stores a put is atomic by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+import uuid
+from types import TracebackType
+from typing import Any, Self
+
+import fsspec
+from fsspec.core import url_to_fs
+
+from service.spec.event import EVENTS_DIRECTORY, REPORT_FILE, SPEC_FILE, Event, EventType, Stage, segment_name
+from service.spec.job import JobSpec
+
+
+def write_file(url: str, content: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part."""
+    filesystem, path = url_to_fs(url)
+    filesystem.makedirs(os.path.dirname(path), exist_ok=True)
+    if not isinstance(filesystem, fsspec.implementations.local.LocalFileSystem):
+        filesystem.pipe_file(path, content)
+        return
+    temporary = f"{path}.{uuid.uuid4().hex}.part"
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+class RunDirectory:
+    """Paths of one job's run directory.
+
+    Args:
+        url: the directory, as an absolute path or a URL that fsspec knows; seen by all nodes and the control plane.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+
+    @property
+    def job_id(self) -> str:
+        """The last part of the path."""
+        return self.url.rpartition("/")[2]
+
+    @property
+    def prepared_url(self) -> str:
+        """Where prepared data lies, shared by all jobs of the same root."""
+        return self.url.rpartition("/")[0] + "/prepared"
+
+    def join(self, *parts: str) -> str:
+        """URL of a file or folder of this run."""
+        return "/".join((self.url, *parts))
+
+    def read_spec(self) -> JobSpec:
+        """The job's spec, as the control plane stored it."""
+        with fsspec.open(self.join(SPEC_FILE), "rb") as file:
+            return JobSpec.model_validate_json(file.read())
+
+    def write_json(self, name: str, document: dict[str, Any]) -> str:
+        """Write a document; returns its URL."""
+        write_file(self.join(name), json.dumps(document, indent=2, allow_nan=False).encode())
+        return self.join(name)
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """Read a document, or None where there is none."""
+        filesystem, path = url_to_fs(self.join(name))
+        if not filesystem.exists(path):
+            return None
+        document: dict[str, Any] = json.loads(filesystem.cat_file(path))
+        return document
+
+    def write_report(self, report: dict[str, Any]) -> str:
+        """Write the job's outcome; returns its URL."""
+        return self.write_json(REPORT_FILE, report)
+
+
+class EventWriter:
+    """Writes a process's events, in segments of at most `flush_interval_s` seconds.
+
+    One writer per process; safe to use from several threads. Close it, or use it as a context manager: the last segment
+    is written then.
+
+    Args:
+        run: the run directory.
+        writer: name of the writing process, such as `driver` or `trainer`; made unique with a random suffix.
+        attempt: the job's attempt.
+        flush_interval_s: how long an event may wait for its segment, in seconds.
+    """
+
+    def __init__(self, run: RunDirectory, writer: str, attempt: int, flush_interval_s: float = 0.5) -> None:
+        self._run = run
+        self._writer = f"a{attempt}-{writer}-{uuid.uuid4().hex[:8]}"
+        self._attempt = attempt
+        self._pending: list[Event] = []
+        self._next_segment = 0
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._flush_regularly, args=(flush_interval_s,), daemon=True)
+        self._thread.start()
+
+    def emit(self, type: EventType, *, stage: Stage | None = None, message: str = "", **data: Any) -> None:
+        """Queue an event; `data` as `service.spec.event.Event` lists it for the type."""
+        event = Event(type=type, stage=stage, attempt=self._attempt, message=message, data=data)
+        with self._lock:
+            self._pending.append(event)
+
+    def flush(self) -> None:
+        """Write what is queued."""
+        with self._lock:
+            if not self._pending:
+                return
+            name = segment_name(time.time_ns(), self._writer, self._next_segment)
+            content = b"".join(event.model_dump_json().encode() + b"\n" for event in self._pending)
+            write_file(self._run.join(EVENTS_DIRECTORY, name), content)
+            self._pending.clear()
+            self._next_segment += 1
+
+    def close(self) -> None:
+        """Write what is queued and stop."""
+        self._closed.set()
+        self._thread.join()
+        self.flush()
+
+    def _flush_regularly(self, interval_s: float) -> None:
+        while not self._closed.wait(interval_s):
+            self.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,129 @@
+"""The one exception tree of Sleddog.
+
+Each error is also the standard-library type a caller would expect, carries a stable `code` for programs, and survives
+pickling, because Ray sends errors between processes. `fault` says who can mend it, and so whether a retry can help.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+Fault = Literal["user", "data", "infrastructure", "numerics"]
+
+
+class SleddogError(Exception):
+    """Base of every error that Sleddog raises on purpose.
+
+    Args:
+        message: what happened and what to do, in one or two sentences.
+        field: dotted path of the spec field at fault, such as `data.sources.0.uri`, if one is.
+    """
+
+    code: ClassVar[str] = "internal_error"
+    fault: ClassVar[Fault] = "infrastructure"
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message, field)
+        self.message = message
+        self.field = field
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.message}" if self.field else self.message
+
+
+class InvalidSpecError(SleddogError, ValueError):
+    """A spec that can never run as written."""
+
+    code = "invalid_spec"
+    fault = "user"
+
+
+class SourceNotFoundError(SleddogError, FileNotFoundError):
+    """A source's URI names no file."""
+
+    code = "source_not_found"
+    fault = "user"
+
+
+class BadRowError(SleddogError, ValueError):
+    """A source row that is no conversation; the message names the file and the row."""
+
+    code = "bad_row"
+    fault = "data"
+
+
+class EmptyDataError(SleddogError, ValueError):
+    """Nothing is left to train on."""
+
+    code = "empty_data"
+    fault = "data"
+
+
+class CheckpointError(SleddogError, ValueError):
+    """A checkpoint that is torn, or belongs to another model."""
+
+    code = "bad_checkpoint"
+    fault = "data"
+
+
+class PlacementError(SleddogError, TimeoutError):
+    """The cluster did not place the workers within the deadline."""
+
+    code = "placement_timeout"
+    fault = "infrastructure"
+
+
+class WorkerLostError(SleddogError, RuntimeError):
+    """Training workers died more often than the spec allows."""
+
+    code = "worker_lost"
+    fault = "infrastructure"
+
+
+class NonFiniteLossError(SleddogError, ArithmeticError):
+    """The loss or the gradient norm is NaN or infinite."""
+
+    code = "non_finite_loss"
+    fault = "numerics"
+
+
+class BackendUnavailableError(SleddogError, ConnectionError):
+    """The Ray cluster did not answer."""
+
+    code = "backend_unavailable"
+    fault = "infrastructure"
+
+
+class NotAuthenticatedError(SleddogError, PermissionError):
+    """No API key, or a wrong one."""
+
+    code = "not_authenticated"
+    fault = "user"
+
+
+class NotFoundError(SleddogError, LookupError):
+    """The resource does not exist."""
+
+    code = "not_found"
+    fault = "user"
+
+
+class ConflictError(SleddogError, RuntimeError):
+    """The request contradicts the resource's state, or an idempotency key's first use."""
+
+    code = "conflict"
+    fault = "user"
+
+
+class ServiceUnreachableError(SleddogError, ConnectionError):
+    """The client could not reach the control plane."""
+
+    code = "service_unreachable"
+    fault = "infrastructure"
+
+
+class JobFailedError(SleddogError, RuntimeError):
+    """A job that a client waited for has failed or was cancelled."""
+
+    code = "job_failed"
+    fault = "infrastructure"

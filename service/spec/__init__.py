@@ -1,0 +1,1 @@
+"""The contract: what a user asks for, shared by REST, client, CLI, store and the Ray jobs."""

@@ -1,0 +1,88 @@
+"""Which data a job trains on, and what is done to it before."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from service.spec.base import SpecModel, conflict
+
+URI_SCHEMES = ("file", "s3", "gs", "hf", "memory")
+
+RowForm = Literal["messages", "prompt_completion", "alpaca", "sharegpt"]
+FileFormat = Literal["jsonl", "json", "csv", "parquet"]
+
+
+class SourceSpec(SpecModel):
+    """One set of raw instruction rows."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
+    """Unique within the job; counts and errors speak of it."""
+    category: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
+    """What the rows teach: `general`, `code`, `math`, `identity`, or a word of the user's own."""
+    uri: str
+    """Absolute URI of a file, or a glob of files: `file://`, `s3://`, `gs://` or `hf://datasets/…`."""
+    form: RowForm
+    """How a row holds its conversation."""
+    format: FileFormat | None = None
+    """File format; by default told from the file name's extension."""
+
+    @field_validator("uri")
+    @classmethod
+    def _absolute(cls, uri: str) -> str:
+        if uri.startswith("/"):
+            return f"file://{uri}"
+        scheme, separator, rest = uri.partition("://")
+        if not separator or not rest:
+            raise ValueError("not an absolute URI; a relative path is resolved by the client, against the spec's file")
+        if scheme not in URI_SCHEMES:
+            raise ValueError(f"unknown scheme {scheme!r}; known: {', '.join(URI_SCHEMES)}")
+        return uri
+
+
+class DedupSpec(SpecModel):
+    """Near-duplicate removal by MinHash over word shingles of the whole conversation."""
+
+    threshold: float = Field(default=0.7, gt=0, le=1)
+    """Jaccard similarity at which two conversations count as one."""
+    num_permutations: int = Field(default=128, ge=16, le=1024)
+    """Length of a signature."""
+    shingle_words: int = Field(default=5, ge=1, le=20)
+    """Words in a shingle."""
+
+
+class DataSpec(SpecModel):
+    """Raw data and the way to packed rows."""
+
+    sources: tuple[SourceSpec, ...] = Field(min_length=1)
+    """What to read; on equal similarity the earlier source's row is kept."""
+    on_bad_row: Literal["fail", "skip"] = "fail"
+    """A malformed row stops the job, or is left out, counted and listed."""
+    dedup: DedupSpec | None = DedupSpec()
+    """Deduplication; null keeps every row."""
+    mixture: dict[str, float] | None = None
+    """Share of tokens per category, above 0; they need not sum to 1. The scarcest category sets the total, nothing is
+    repeated within an epoch. Null takes all there is."""
+    sequence_length: int = Field(default=4096, ge=64, le=131_072)
+    """Tokens in a packed row."""
+    on_long_conversation: Literal["drop", "truncate"] = "truncate"
+    """A conversation above `sequence_length` is dropped, or cut at its end; counted either way."""
+    held_out_fraction: float = Field(default=0.02, ge=0, lt=0.5)
+    """Share of each category's conversations kept from training, to measure the loss on."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DataSpec:
+        names = [source.name for source in self.sources]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise conflict(f"sources.{index}.name", f"two sources are named {name!r}")
+        if self.mixture is not None:
+            categories = {source.category for source in self.sources}
+            if unknown := sorted(set(self.mixture) - categories):
+                raise conflict(f"mixture.{unknown[0]}", "no source has this category")
+            if missing := sorted(categories - set(self.mixture)):
+                raise conflict(f"mixture.{missing[0]}", "missing: give every category of the sources a share")
+            if bad := next((name for name, share in self.mixture.items() if share <= 0), None):
+                raise conflict(f"mixture.{bad}", "must be above 0; drop the category's sources instead")
+        return self

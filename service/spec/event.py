@@ -1,0 +1,69 @@
+"""What a running job says of itself, and where in the run directory it says it.
+
+A job writes numbered, immutable segments of JSON lines below `events/`; the control plane lists the directory and ingests
+each segment exactly once, by name. Nothing is pushed from the cluster, so either side may die and return. Several
+processes of one job write at once (the driver, rank 0 of each worker group), hence the writer's name in a segment's name;
+the leading time makes the names sort in order of writing.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+EVENTS_DIRECTORY = "events"
+SPEC_FILE = "spec.json"
+REPORT_FILE = "report.json"
+
+Stage = Literal["prepare", "train", "evaluate", "export"]
+STAGES: tuple[Stage, ...] = ("prepare", "train", "evaluate", "export")
+
+EventType = Literal[
+    "job.started",
+    "stage.started",
+    "stage.progress",
+    "stage.finished",
+    "rows.skipped",
+    "train.started",
+    "train.step",
+    "checkpoint.saved",
+    "eval.held_out",
+    "eval.samples",
+    "job.failed",
+    "job.finished",
+]
+
+
+class Event(BaseModel):
+    """One thing that happened in a job.
+
+    `data` by type:
+        stage.progress: `task`, `done`, `total` (null when unknown), `unit`.
+        stage.finished: `duration_s`, `reused` (true when an earlier result served), `summary`.
+        rows.skipped: `count`, `path` (of the whole list), `rows` (the first ones: `file`, `row`, `reason`).
+        train.started: `start_step`, `total_steps`, `workers` (of `rank`, `pid`, `node_id`).
+        train.step: `step` (1-based), `total_steps`, `epoch`, `loss` (nats per trained token), `learning_rate`,
+            `gradient_norm`, `tokens_per_s`, `trained_tokens`, `tokens`, `balance_loss`, `balance_loss_floor`,
+            `balance_loss_per_layer`, `eta_s`, and others that readers may ignore.
+        checkpoint.saved: `step`, `path`.
+        eval.held_out: `when` (before, after), `step`, `loss` (nats per trained token, by category).
+        eval.samples: `when`, `step`, `samples` (of `prompt`, `completion`).
+        job.failed: `code`, `fault`, `message`, `field`.
+        job.finished: `report` (the path of the report).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    time: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    type: EventType
+    stage: Stage | None = None
+    attempt: Annotated[int, Field(ge=1)] = 1
+    message: str = ""
+    data: dict[str, JsonValue] = {}
+
+
+def segment_name(time_ns: int, writer: str, number: int) -> str:
+    """File name of a segment: sorts by time, unique by (writer, number)."""
+    return f"{time_ns:020d}-{writer}-{number:08d}.jsonl"

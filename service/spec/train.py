@@ -1,0 +1,82 @@
+"""How a job trains: every default is the recipe's value."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from service.spec.base import SpecModel, conflict
+
+
+class TrainSpec(SpecModel):
+    """Full-parameter supervised fine-tuning, loss on completion tokens only."""
+
+    learning_rate: float = Field(default=2e-5, gt=0)
+    """Peak learning rate of AdamW."""
+    warmup_fraction: float = Field(default=0.05, ge=0, le=1)
+    """Share of the steps over which the rate rises linearly from 0."""
+    schedule: Literal["cosine"] = "cosine"
+    """Decay after the warm-up, to 0 at the last step."""
+    epochs: int = Field(default=2, ge=1)
+    """Passes over the packed rows, each in its own order."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Stop after so many optimiser steps; the schedule is laid over them."""
+    global_batch_rows: int = Field(default=256, ge=1)
+    """Packed rows in one optimiser step, over all workers."""
+    micro_batch_rows: int = Field(default=1, ge=1)
+    """Packed rows in one forward pass of one worker."""
+    adam_betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates of the first and second moment."""
+    adam_eps: float = Field(default=1e-8, gt=0)
+    """AdamW's denominator term."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay of matrices; norms are never decayed."""
+    gradient_clip_norm: float = Field(default=1.0, gt=0)
+    """Largest L2 norm of the whole gradient, dense and expert parts together."""
+    balance_loss_coefficient: float = Field(default=0.01, ge=0)
+    """k of the load-balancing loss: a layer's loss at perfect balance."""
+    freeze_moe: bool = False
+    """Train the dense part only, every router and expert frozen: cheaper, for data-mix ablations."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Arithmetic of the forward and backward pass; the optimiser's master weights are fp32 in both."""
+    checkpoint_every_steps: int = Field(default=50, ge=1)
+    """Optimiser steps between checkpoints; the last step always writes one."""
+
+    @model_validator(mode="after")
+    def _betas_in_range(self) -> TrainSpec:
+        if not all(0 <= beta < 1 for beta in self.adam_betas):
+            raise conflict("adam_betas", "both must lie in [0, 1)")
+        return self
+
+
+class ParallelSpec(SpecModel):
+    """How many processes train, and how they share the experts. Data parallelism is what remains."""
+
+    num_workers: int = Field(default=1, ge=1)
+    """Training processes: one a GPU, or one a CPU group where the cluster has no GPU."""
+    expert_parallel_size: int = Field(default=1, ge=1)
+    """Workers that share one set of experts; divides `num_workers` and the number of experts."""
+    accelerator: Literal["auto", "gpu", "cpu"] = "auto"
+    """`auto` takes GPUs when the cluster has any."""
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+    """CPU cores that Ray reserves for a worker; also its compute threads on CPU, rounded down, at least 1."""
+    max_worker_failures: int = Field(default=3, ge=0)
+    """Worker deaths that are answered by a restart from the last checkpoint before the job fails."""
+    placement_timeout_s: float = Field(default=1800.0, gt=0)
+    """Seconds that the cluster may take to place all workers before the job fails."""
+
+    @model_validator(mode="after")
+    def _experts_divide_workers(self) -> ParallelSpec:
+        if self.num_workers % self.expert_parallel_size:
+            raise conflict("expert_parallel_size", f"does not divide `num_workers` {self.num_workers}")
+        return self
+
+
+class EvaluateSpec(SpecModel):
+    """What is measured before and after training, beside the held-out loss per category."""
+
+    prompts: tuple[str, ...] = ()
+    """Answered greedily before and after, for the reader of the report."""
+    max_new_tokens: int = Field(default=64, ge=1, le=4096)
+    """Length limit of an answer."""
