@@ -80,17 +80,22 @@ class MoEConfig:
         return 3 * self.hidden_size * self.expert_intermediate_size
 
     def num_dense_params(self) -> int:
-        """Parameters outside the experts: embeddings, attention, residual MLPs, norms, gates, output head."""
+        """Parameters outside the MoE: embeddings, attention, residual MLPs, norms, output head."""
         d, kv = self.hidden_size, self.num_kv_heads * self.head_dim
-        layer = 2 * d * d + 2 * d * kv + 3 * d * d + 3 * d + d * self.num_experts
+        layer = 2 * d * d + 2 * d * kv + 3 * d * d + 3 * d
         return self.num_layers * layer + 2 * self.vocab_size * d + d
+
+    def num_router_params(self) -> int:
+        """Parameters of all gates."""
+        return self.num_layers * self.hidden_size * self.num_experts
 
     def num_params(self) -> int:
         """All parameters."""
-        return self.num_dense_params() + self.num_layers * self.num_experts * self.num_expert_params
+        experts = self.num_layers * self.num_experts * self.num_expert_params
+        return self.num_dense_params() + self.num_router_params() + experts
 
     def num_active_params(self) -> int:
-        """Parameters that take part in one token's forward pass; the embedding table counts whole, as is customary."""
+        """Weights of one token's forward pass, as Arctic's 17.29B counts them: embeddings whole, gates (0.03B) not."""
         return self.num_dense_params() + self.num_layers * self.top_k * self.num_expert_params
 
     def with_vocab_size(self, vocab_size: int) -> MoEConfig:

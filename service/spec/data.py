@@ -55,7 +55,7 @@ class DedupSpec(SpecModel):
 class DataSpec(SpecModel):
     """Raw data and the way to packed rows."""
 
-    sources: tuple[SourceSpec, ...] = Field(min_length=1)
+    sources: tuple[SourceSpec, ...]
     """What to read; on equal similarity the earlier source's row is kept."""
     on_bad_row: Literal["fail", "skip"] = "fail"
     """A malformed row stops the job, or is left out, counted and listed."""
@@ -73,6 +73,8 @@ class DataSpec(SpecModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> DataSpec:
+        if not self.sources:
+            raise conflict("sources", "give at least one")
         names = [source.name for source in self.sources]
         for index, name in enumerate(names):
             if name in names[:index]:
