@@ -1,0 +1,56 @@
+"""The load-balancing loss, and what is watched beside it.
+
+Normalised GShard loss over the S tokens of one packed row: `(E / S) * sum_e c_e * m_e`, with c_e the tokens whose FIRST
+choice is e and m_e the mean gate probability of e; 1.0 under uniform routing. The trainer multiplies by k.
+
+The unit is the packed row, as in the recipe, where a device holds one row. A batch's loss is the mean of its rows
+weighted by their tokens: c_e * m_e is not linear, so a loss over whatever a process happens to hold would change with
+the number of processes and with gradient accumulation; this one does not.
+
+Shapes: T tokens, R rows, E experts, K experts a token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from moe.router import Routing
+
+
+@dataclass(frozen=True)
+class LayerBalance:
+    """How evenly one layer used its experts, on the rows of one forward pass.
+
+    Attributes:
+        loss_sum: scalar with gradient; sum over rows of tokens x loss. Divide by the tokens of the global batch.
+        tokens_per_expert_E: copies sent to each expert, all K choices counted, int64.
+        entropy_sum: scalar, nats; sum over tokens of the entropy of the gate's distribution, detached.
+    """
+
+    loss_sum: Tensor
+    tokens_per_expert_E: Tensor
+    entropy_sum: Tensor
+
+
+def layer_balance(routing: Routing, row_lengths: tuple[int, ...]) -> LayerBalance:
+    """Measure one layer.
+
+    Args:
+        routing: of T tokens, padding excluded.
+        row_lengths: tokens of each packed row; they sum to T.
+    """
+    probabilities_TE = routing.probabilities_TE
+    num_experts = probabilities_TE.shape[1]
+    sums_RE = torch.stack([p_SE.sum(0) for p_SE in probabilities_TE.split(row_lengths)])
+    counts_RE = torch.stack(
+        [first_S.bincount(minlength=num_experts) for first_S in routing.experts_TK[:, 0].split(row_lengths)]
+    )
+    tokens_R1 = torch.tensor(row_lengths, device=sums_RE.device, dtype=torch.float32)[:, None]
+    # tokens x (E / S) x c x (sum of p / S), with tokens = S
+    loss_sum = num_experts * (counts_RE * sums_RE / tokens_R1).sum()
+    with torch.no_grad():
+        entropy_sum = torch.special.entr(probabilities_TE).sum()
+    return LayerBalance(loss_sum, routing.experts_TK.flatten().bincount(minlength=num_experts), entropy_sum)

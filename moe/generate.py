@@ -1,0 +1,40 @@
+"""Greedy decoding with a key-value cache, one prompt at a time."""
+
+from __future__ import annotations
+
+import torch
+
+from moe.attention import Documents, LayerCache
+from moe.model import HybridModel, PackedBatch
+
+
+@torch.no_grad()
+def generate(model: HybridModel, prompt: list[int], max_new_tokens: int, stop_token: int) -> list[int]:
+    """Continue a prompt with the likeliest token each time.
+
+    With experts spread over processes, all of them must call with the same arguments, and all get the same answer.
+
+    Args:
+        model: any dtype; not modified.
+        prompt: token ids, at least one.
+        max_new_tokens: length limit.
+        stop_token: ends the answer; not returned.
+
+    Returns:
+        The new token ids.
+    """
+    device = model.lm_head.weight.device
+    caches = [LayerCache() for _ in range(model.config.num_layers)]
+    answer: list[int] = []
+    tokens = prompt
+    while len(answer) < max_new_tokens:
+        start = caches[0].num_tokens
+        positions_T = torch.arange(start, start + len(tokens), device=device)
+        batch = PackedBatch(torch.tensor(tokens, device=device), Documents((len(tokens),), positions_T), (len(tokens),))
+        hidden_TD, _ = model(batch, caches)
+        token = int(model.lm_head(hidden_TD[-1]).argmax())
+        if token == stop_token:
+            break
+        answer.append(token)
+        tokens = [token]
+    return answer

@@ -1,0 +1,162 @@
+"""Checkpoints in the published Hugging Face form of Arctic: keys, reading, writing.
+
+Reading takes only what this process holds: its own experts and the dense part, one tensor at a time. Writing gives
+sharded safetensors with an index. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from moe.config import MoEConfig
+from moe.model import HybridModel
+
+INDEX_FILE = "model.safetensors.index.json"
+CONFIG_FILE = "config.json"
+
+
+def checkpoint_slices(model: HybridModel) -> Iterator[tuple[str, Tensor]]:
+    """Published key and the view of the parameter that it names, for all that this process holds.
+
+    A stack of experts yields one view an expert, under the expert's global number.
+    """
+    for name, parameter in model.named_parameters():
+        if ".experts." not in name:
+            yield _dense_key(name), parameter.detach()
+            continue
+        prefix, _, stack = name.partition(".experts.")
+        first = model.parallel.rank * parameter.shape[0]
+        for index, weight in enumerate(parameter.detach()):
+            yield f"model.{prefix}.experts.{first + index}.{stack[:2]}.weight", weight
+
+
+def _dense_key(name: str) -> str:
+    return name if name.startswith("lm_head.") else "model." + name.replace(".router.gate.", ".gate.")
+
+
+def read_config(directory: Path) -> MoEConfig:
+    """The architecture of a checkpoint.
+
+    Raises:
+        FileNotFoundError: there is no `config.json`.
+        ValueError: it describes what this package does not compute.
+    """
+    document = json.loads((directory / CONFIG_FILE).read_text())
+    return MoEConfig.from_hf(document)
+
+
+def load_checkpoint(model: HybridModel, directory: Path) -> None:
+    """Fill the weights in place, cast to the model's dtype.
+
+    Raises:
+        ValueError: a tensor is missing, unknown or of another shape; the message names it and its file.
+    """
+    files = _shard_of_key(directory)
+    unknown = set(files) - _all_keys(model)
+    if unknown:
+        raise ValueError(f"{directory}: unknown tensor {min(unknown)}")
+    wanted: dict[str, list[tuple[str, Tensor]]] = {}
+    for key, tensor in checkpoint_slices(model):
+        if key not in files:
+            raise ValueError(f"{directory}: no tensor {key}")
+        wanted.setdefault(files[key], []).append((key, tensor))
+    for file, tensors in wanted.items():
+        with _open(directory / file) as shard:
+            for key, tensor in tensors:
+                _copy(shard.get_tensor(key), tensor, f"{directory / file}: {key}")
+
+
+def _all_keys(model: HybridModel) -> set[str]:
+    keys = {key for key, _ in checkpoint_slices(model)}
+    for key in list(keys):
+        prefix, separator, rest = key.partition(".experts.")
+        if separator:
+            stack = rest.partition(".")[2]
+            keys |= {f"{prefix}.experts.{expert}.{stack}" for expert in range(model.config.num_experts)}
+    return keys
+
+
+def _copy(source: Tensor, target: Tensor, where: str) -> None:
+    if source.shape != target.shape:
+        raise ValueError(f"{where}: shape {tuple(source.shape)}, expected {tuple(target.shape)}")
+    if not source.isfinite().all():
+        raise ValueError(f"{where}: holds NaN or infinity")
+    target.copy_(source)
+
+
+def _open(path: Path):  # type: ignore[no-untyped-def]
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a whole safetensors file: {error}") from error
+
+
+def _shard_of_key(directory: Path) -> dict[str, str]:
+    index = directory / INDEX_FILE
+    if index.exists():
+        weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        return weight_map
+    shards = sorted(directory.glob("*.safetensors"))
+    if not shards:
+        raise ValueError(f"{directory}: no safetensors file")
+    keys = {}
+    for path in shards:
+        with _open(path) as shard:
+            keys.update(dict.fromkeys(shard.keys(), path.name))
+    return keys
+
+
+class CheckpointWriter:
+    """Writes shards of at most `shard_bytes`, then the index and the config.
+
+    Several processes write to one directory, each with its own `part`; afterwards one calls `finish_checkpoint` with
+    all the weight maps. One shard's tensors are held in memory at a time.
+
+    Args:
+        directory: must exist.
+        part: this process's number, in the shards' names.
+        shard_bytes: size at which a shard is closed.
+    """
+
+    def __init__(self, directory: Path, part: int, shard_bytes: int = 5 * 2**30) -> None:
+        self._directory, self._part, self._shard_bytes = directory, part, shard_bytes
+        self._pending: dict[str, Tensor] = {}
+        self._pending_bytes = 0
+        self.weight_map: dict[str, str] = {}
+        self.num_bytes = 0
+
+    def add(self, key: str, tensor: Tensor) -> None:
+        """Queue a tensor, closing the current shard if it would grow too large."""
+        num_bytes = tensor.numel() * tensor.element_size()
+        if self._pending and self._pending_bytes + num_bytes > self._shard_bytes:
+            self.flush()
+        self._pending[key] = tensor.detach().cpu().clone()
+        self._pending_bytes += num_bytes
+        self.num_bytes += num_bytes
+
+    def flush(self) -> None:
+        """Write the queued tensors as one shard."""
+        if not self._pending:
+            return
+        shard = len(set(self.weight_map.values()))
+        name = f"model-{self._part:05d}-{shard:05d}.safetensors"
+        save_file(self._pending, self._directory / name, metadata={"format": "pt"})
+        self.weight_map.update(dict.fromkeys(self._pending, name))
+        self._pending, self._pending_bytes = {}, 0
+
+
+def finish_checkpoint(
+    directory: Path, config: MoEConfig, dtype: torch.dtype, weight_map: dict[str, str], num_bytes: int
+) -> None:
+    """Write `config.json` and, last, the index that makes the checkpoint whole."""
+    document = config.to_hf() | {"torch_dtype": str(dtype).removeprefix("torch.")}
+    (directory / CONFIG_FILE).write_text(json.dumps(document, indent=2) + "\n")
+    index = {"metadata": {"total_size": num_bytes}, "weight_map": dict(sorted(weight_map.items()))}
+    (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")

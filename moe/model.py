@@ -1,0 +1,152 @@
+"""The dense-MoE hybrid of Snowflake Arctic.
+
+    a   = x + Attention(input_layernorm(x))
+    r   = a + residual_mlp(residual_layernorm(a))
+    out = r + MoE(post_attention_layernorm(x))        # reads the layer's INPUT
+
+The MoE's independence of the attention is the architecture's point: its communication can run beside the attention.
+
+Shapes: T tokens of a flat packed batch, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moe.attention import Attention, Documents, LayerCache, rotary_table
+from moe.balance import LayerBalance, layer_balance
+from moe.config import MoEConfig
+from moe.dispatch import ExpertParallel, combine, dispatch
+from moe.experts import Experts
+from moe.router import Router
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm, computed in fp32 and cast before the weight, as published."""
+
+    def __init__(self, config: MoEConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.hidden_size))
+        self.eps = config.norm_eps
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """Normalise each token."""
+        x32_TD = x_TD.float()
+        scale_T1 = torch.rsqrt(x32_TD.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * (x32_TD * scale_T1).to(x_TD.dtype)
+
+
+class ResidualMLP(nn.Module):
+    """The dense SwiGLU beside the MoE; its intermediate size is the hidden size."""
+
+    def __init__(self, config: MoEConfig) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.w2 = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.w3 = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """`w2(silu(w1 x) * w3 x)`."""
+        out: Tensor = self.w2(F.silu(self.w1(x_TD)) * self.w3(x_TD))
+        return out
+
+
+class MoE(nn.Module):
+    """Router, dispatch, experts, combine."""
+
+    def __init__(self, config: MoEConfig, parallel: ExpertParallel) -> None:
+        super().__init__()
+        if config.num_experts % parallel.size:
+            raise ValueError(f"expert-parallel size {parallel.size} does not divide {config.num_experts} experts")
+        self.num_experts, self.parallel = config.num_experts, parallel
+        self.router = Router(config)
+        self.experts = Experts(config, config.num_experts // parallel.size)
+
+    def forward(self, x_TD: Tensor, row_lengths: tuple[int, ...]) -> tuple[Tensor, LayerBalance]:
+        """Mix the chosen experts of each token; every process of the expert-parallel group must call."""
+        routing = self.router(x_TD)
+        dispatched = dispatch(x_TD, routing, self.num_experts, self.parallel)
+        y_MD = self.experts(dispatched.x_MD, dispatched.splits)
+        return combine(y_MD, dispatched, routing, self.parallel), layer_balance(routing, row_lengths)
+
+
+class HybridLayer(nn.Module):
+    """One layer, as in the module's docstring."""
+
+    def __init__(self, config: MoEConfig, parallel: ExpertParallel) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config)
+        self.self_attn = Attention(config)
+        self.residual_layernorm = RMSNorm(config)
+        self.residual_mlp = ResidualMLP(config)
+        self.post_attention_layernorm = RMSNorm(config)
+        self.block_sparse_moe = MoE(config, parallel)
+
+    def forward(
+        self, x_TD: Tensor, batch: PackedBatch, rotary: tuple[Tensor, Tensor], cache: LayerCache | None
+    ) -> tuple[Tensor, LayerBalance]:
+        """[T, D] to [T, D]."""
+        moe_TD, balance = self.block_sparse_moe(self.post_attention_layernorm(x_TD), batch.row_lengths)
+        a_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), batch.documents, rotary, cache)
+        r_TD = a_TD + self.residual_mlp(self.residual_layernorm(a_TD))
+        return r_TD + moe_TD, balance
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Packed rows laid one after another, without padding.
+
+    Attributes:
+        tokens_T: int64 token ids.
+        documents: borders of the documents, for attention.
+        row_lengths: tokens of each packed row, for the balance loss; they sum to T.
+    """
+
+    tokens_T: Tensor
+    documents: Documents
+    row_lengths: tuple[int, ...]
+
+
+class HybridModel(nn.Module):
+    """Embedding, layers, final norm, output head.
+
+    Args:
+        config: the architecture.
+        parallel: the processes that share the experts; this one holds its part of them only.
+
+    Weights are uninitialised: fill them with `moe.init.initialize` or `moe.hf.load_checkpoint`.
+    """
+
+    def __init__(self, config: MoEConfig, parallel: ExpertParallel | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.parallel = parallel or ExpertParallel()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(HybridLayer(config, self.parallel) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def forward(self, batch: PackedBatch, caches: list[LayerCache] | None = None) -> tuple[Tensor, list[LayerBalance]]:
+        """Hidden states before the output head.
+
+        The head is left to the caller: a trainer applies it to trained positions only, since T x V logits are the
+        largest tensor of a step.
+
+        Args:
+            batch: T tokens.
+            caches: one a layer, for generation.
+
+        Returns:
+            [T, D], and one `LayerBalance` a layer.
+        """
+        x_TD = self.embed_tokens(batch.tokens_T)
+        rotary = rotary_table(self.config, batch.documents.positions_T, x_TD.dtype)
+        balances = []
+        for index, layer in enumerate(self.layers):
+            x_TD, balance = layer(x_TD, batch, rotary, caches[index] if caches else None)
+            balances.append(balance)
+        return self.norm(x_TD), balances

@@ -1,0 +1,179 @@
+"""From the spec to a DeepSpeed engine: the one place where its configuration is made.
+
+ZeRO-2 shards gradients and optimiser state over the data-parallel workers. Experts are different: a worker's experts
+are shared only with the workers of the same place in other expert-parallel groups, its expert-data-parallel group. A
+parameter says so by two attributes that DeepSpeed reads, `allreduce = False` and `group_name`.
+
+Gradients are SUMMED over workers (`gradient_allreduce_op`), since the loss is already divided by the token count of the
+whole global batch.
+
+DeepSpeed is imported inside functions: importing it in the driver of a CPU-only Ray actor can crash.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from moe.dispatch import ExpertParallel
+from moe.experts import Experts
+from moe.model import HybridModel
+from ray_jobs.train.batches import TrainBatch
+from ray_jobs.train.loss import completion_losses, sums_by_category
+from service.spec.job import JobSpec
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def expert_parallel_group(size: int) -> ExpertParallel:
+    """The group of consecutive workers that share the experts; all workers must call.
+
+    Args:
+        size: workers in a group; 1 means that each worker holds all experts.
+    """
+    if size == 1:
+        return ExpertParallel()
+    import deepspeed
+    from deepspeed.utils import groups
+
+    deepspeed.init_distributed(dist_backend=dist.get_backend(), dist_init_required=False)
+    name = f"ep_size_{size}"
+    groups._create_expert_and_data_parallel(size)  # noqa: SLF001  the way that DeepSpeed's own layers take
+    return ExpertParallel(groups._get_expert_parallel_group(name))  # noqa: SLF001
+
+
+def deepspeed_config(spec: JobSpec) -> dict[str, Any]:
+    """DeepSpeed's configuration of a job."""
+    rows_at_once = spec.train.micro_batch_rows * spec.parallel.num_workers
+    return {
+        "train_micro_batch_size_per_gpu": spec.train.micro_batch_rows,
+        "gradient_accumulation_steps": spec.train.global_batch_rows // rows_at_once,
+        "train_batch_size": spec.train.global_batch_rows,
+        "gradient_clipping": spec.train.gradient_clip_norm,
+        "gradient_allreduce_op": "sum",
+        "bf16": {"enabled": spec.train.precision == "bf16"},
+        "zero_optimization": {
+            "stage": 2,
+            "contiguous_gradients": True,
+            "reduce_scatter": True,
+            "overlap_comm": torch.cuda.is_available(),
+        },
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**31,
+    }
+
+
+class TrainingStep(nn.Module):
+    """A micro-batch's share of the loss, as one module for the engine to drive.
+
+    Args:
+        model: the model.
+        balance_loss_coefficient: k.
+        num_categories: C, for the sums by category.
+    """
+
+    def __init__(self, model: HybridModel, balance_loss_coefficient: float, num_categories: int) -> None:
+        super().__init__()
+        self.model = model
+        self._balance_loss_coefficient = balance_loss_coefficient
+        self._num_categories = num_categories
+
+    def forward(self, batch: TrainBatch, global_trained: float, global_tokens: float) -> tuple[Tensor, Tensor]:
+        """Loss share and metrics.
+
+        Args:
+            batch: T tokens.
+            global_trained: trained tokens of the global batch, over all workers and micro-batches.
+            global_tokens: likewise all its tokens.
+
+        Returns:
+            Scalar whose sum over micro-batches and workers is the loss of the global batch; and the metrics that
+            `ray_jobs.train.metrics` reads, sums too, detached.
+        """
+        hidden_TD, balances = self.model(batch.packed)
+        losses_P = completion_losses(hidden_TD, self.model.lm_head, batch.packed.tokens_T, batch.trained_T)
+        balance_sums = torch.stack([balance.loss_sum for balance in balances]) * batch.weight
+        loss = losses_P.sum() / global_trained
+        loss = loss + self._balance_loss_coefficient * balance_sums.sum() / global_tokens
+        by_category = sums_by_category(losses_P, batch.trained_T, batch.categories_T, self._num_categories)
+        counts = torch.stack([balance.tokens_per_expert_E for balance in balances]) * batch.weight
+        entropies = torch.stack([balance.entropy_sum for balance in balances]) * batch.weight
+        parts = [by_category.flatten(), balance_sums.detach(), entropies, counts.flatten()]
+        return loss, torch.cat([part.double() for part in parts])
+
+
+def build_engine(step: TrainingStep, spec: JobSpec) -> DeepSpeedEngine:
+    """Wrap the model for training; all workers must call.
+
+    Args:
+        step: holds the model, weights filled in; frozen parameters already marked.
+        spec: the job's.
+    """
+    import deepspeed
+
+    parallel = step.model.parallel
+    if parallel.size > 1:
+        _mark_experts(step, parallel.size)
+    optimizer = torch.optim.AdamW(
+        _parameter_groups(step, spec),
+        lr=spec.train.learning_rate,
+        betas=spec.train.adam_betas,
+        eps=spec.train.adam_eps,
+        fused=True,
+    )
+    engine, *_ = deepspeed.initialize(
+        model=step, optimizer=optimizer, config=deepspeed_config(spec), dist_init_required=False
+    )
+    return engine
+
+
+def _mark_experts(step: TrainingStep, size: int) -> None:
+    """Tell DeepSpeed which parameters are experts, and that there are some at all.
+
+    It turns on its expert paths only when it finds a module of its own `MoE` class, so one without content is added.
+    """
+    from deepspeed.moe.layer import MoE
+
+    class ExpertParallelMarker(MoE):  # type: ignore[misc]
+        def __init__(self, num_experts: int) -> None:
+            nn.Module.__init__(self)
+            self.num_experts = num_experts
+
+        def set_deepspeed_parallelism(self, use_data_before_expert_parallel_: bool = False) -> None:
+            """The groups exist already."""
+
+    experts = [module for module in step.modules() if isinstance(module, Experts)]
+    trained = [parameter for module in experts for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.allreduce = False  # type: ignore[attr-defined]
+        parameter.group_name = f"ep_size_{size}"  # type: ignore[attr-defined]
+    if trained:
+        step.add_module("expert_parallel_marker", ExpertParallelMarker(step.model.config.num_experts))
+
+
+def _parameter_groups(step: TrainingStep, spec: JobSpec) -> list[dict[str, Any]]:
+    from deepspeed.moe.utils import is_moe_param, split_params_into_different_moe_groups_for_optimizer
+
+    trained = [parameter for parameter in step.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if parameter.ndim > 1]
+    norms = [parameter for parameter in trained if parameter.ndim == 1]
+    groups = [
+        {"name": "matrices", "params": matrices, "weight_decay": spec.train.weight_decay},
+        {"name": "norms", "params": norms, "weight_decay": 0.0},
+    ]
+    if any(is_moe_param(parameter) for parameter in trained):
+        groups = split_params_into_different_moe_groups_for_optimizer(groups, max_group_size=2**62)
+    return [group for group in groups if group["params"]]
+
+
+def all_reduce_sum(values: Tensor) -> Tensor:
+    """Sum over all workers, in place; all must call."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values

@@ -1,0 +1,33 @@
+"""The recipe's learning-rate schedule and the count of steps."""
+
+from __future__ import annotations
+
+import math
+
+from service.spec.train import TrainSpec
+
+
+def num_steps(num_rows: int, spec: TrainSpec) -> int:
+    """Optimiser steps of the whole run: every row once an epoch, the last batch filled up with empty rows."""
+    steps = math.ceil(num_rows * spec.epochs / spec.global_batch_rows)
+    return min(steps, spec.max_steps) if spec.max_steps else steps
+
+
+def num_warmup_steps(total_steps: int, spec: TrainSpec) -> int:
+    """Steps of the linear rise, rounded up."""
+    return math.ceil(total_steps * spec.warmup_fraction)
+
+
+def learning_rate(step: int, total_steps: int, spec: TrainSpec) -> float:
+    """Rate of a step: linear warm-up to the peak, then a cosine that would reach 0 one step after the last.
+
+    Args:
+        step: 0-based.
+        total_steps: of the whole run.
+        spec: peak and warm-up share.
+    """
+    warmup = num_warmup_steps(total_steps, spec)
+    if step < warmup:
+        return spec.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    return spec.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
