@@ -15,14 +15,19 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import threading
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import fsspec
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from service.spec.event import EVENTS_DIRECTORY, REPORT_FILE, SPEC_FILE, Event, EventType, Stage, segment_name
 from service.spec.job import JobSpec
@@ -32,7 +37,7 @@ def write_file(url: str, content: bytes) -> None:
     """Write a file so that a reader sees the old content or the new, never a part."""
     filesystem, path = url_to_fs(url)
     filesystem.makedirs(os.path.dirname(path), exist_ok=True)
-    if not isinstance(filesystem, fsspec.implementations.local.LocalFileSystem):
+    if not isinstance(filesystem, LocalFileSystem):
         filesystem.pipe_file(path, content)
         return
     temporary = f"{path}.{uuid.uuid4().hex}.part"
@@ -148,3 +153,15 @@ class EventWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@contextmanager
+def local_directory(url: str) -> Iterator[Path]:
+    """A directory as local files: the directory itself where it is local, else a copy that lives for the block."""
+    filesystem, path = url_to_fs(url)
+    if isinstance(filesystem, LocalFileSystem):
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        filesystem.get(path.rstrip("/") + "/", scratch + "/", recursive=True)
+        yield Path(scratch)

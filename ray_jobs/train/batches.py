@@ -1,10 +1,10 @@
 """Which packed rows a worker trains on at a step, and how they become one flat batch.
 
-The order is a pure function of (seed, number of rows, step): a restarted run, or one on another number of workers, goes
-on at exactly the next row, and no cursor needs to be saved beside the step. The rows of all epochs form one stream, each
-epoch in its own random order; a step takes the next `global_batch_rows` of it. Past the stream's end there are no rows:
-the last batch is filled up with empty ones, which weigh nothing, so that no row is dropped and every worker still takes
-part in every collective.
+The order is a pure function of (seed, number of rows, step): a restarted run, or one on another number of workers,
+goes on at exactly the next row, and no cursor needs to be saved beside the step. The rows of all epochs form one
+stream, each epoch in its own random order; a step takes the next `global_batch_rows` of it. Past the stream's end
+there are no rows: the last batch is filled up with empty ones, which weigh nothing, so that no row is dropped and every
+worker still takes part in every collective.
 """
 
 from __future__ import annotations

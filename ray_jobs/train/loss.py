@@ -1,4 +1,4 @@
-"""The training loss: cross-entropy on completion tokens only, normalised by the trained tokens of the whole global batch.
+"""The training loss: cross-entropy on completion tokens only, divided by the trained tokens of the global batch.
 
 A process knows only its own rows, so it returns SUMS; the trainer divides by the all-reduced count. Normalising per
 process or per micro-batch instead gives wrong gradients as soon as rows differ in completion tokens.

@@ -1,0 +1,122 @@
+"""The driver of a fine-tuning job: prepare → train → evaluate → export, each resumable.
+
+Started by the control plane as `python -m ray_jobs.finetune --run-url URL --attempt N`, once per attempt. A killed
+driver is started again with the next attempt number and finds what the earlier one finished: prepared data by its
+content, training by its newest whole checkpoint. It tells the control plane nothing; it writes events, and a report at
+the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+import ray
+from transformers import PreTrainedTokenizerFast
+
+from ray_jobs.data.prepare import PreparedData, prepare
+from ray_jobs.report import build_report
+from ray_jobs.run_directory import EventWriter, RunDirectory, local_directory
+from ray_jobs.train.loop import WorkerConfig
+from ray_jobs.train.trainer import newest_checkpoint, train
+from service.errors import SleddogError
+from service.spec.job import JobSpec
+
+_PROGRESS_INTERVAL_S = 0.25
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one attempt of a job.
+
+    Returns:
+        0 when the job is done; 1 when it failed, the reason being the last event.
+    """
+    parser = argparse.ArgumentParser(prog="python -m ray_jobs.finetune", description=main.__doc__)
+    parser.add_argument("--run-url", required=True, help="run directory, with the job's spec in it")
+    parser.add_argument("--attempt", type=int, default=1, help="1 for the first start of the job")
+    options = parser.parse_args(arguments)
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    run = RunDirectory(options.run_url)
+    with EventWriter(run, "driver", options.attempt) as events:
+        events.emit("job.started")
+        events.flush()
+        try:
+            ray.init(logging_level=logging.WARNING)
+            run_job(run, run.read_spec(), events, options.attempt)
+        except Exception as error:
+            _report_failure(events, error)
+            raise
+    return 0
+
+
+def run_job(run: RunDirectory, spec: JobSpec, events: EventWriter, attempt: int) -> None:
+    """All stages of a job; Ray is connected."""
+    prepared = _prepare(run, spec, events)
+    _train(run, spec, events, prepared, attempt)
+    with local_directory(prepared.tokenizer_url) as tokenizer:
+        vocab_size = len(PreTrainedTokenizerFast.from_pretrained(tokenizer))
+    report = run.write_report(build_report(run, spec, prepared, vocab_size))
+    events.emit("job.finished", report=report)
+
+
+def _prepare(run: RunDirectory, spec: JobSpec, events: EventWriter) -> PreparedData:
+    events.emit("stage.started", stage="prepare")
+    start = time.monotonic()
+    prepared = prepare(spec, run.prepared_url, _Progress(events))
+    events.emit(
+        "stage.finished",
+        stage="prepare",
+        duration_s=time.monotonic() - start,
+        reused=prepared.reused,
+        summary=prepared.manifest,
+    )
+    return prepared
+
+
+def _train(run: RunDirectory, spec: JobSpec, events: EventWriter, prepared: PreparedData, attempt: int) -> None:
+    events.emit("stage.started", stage="train")
+    events.flush()
+    categories = tuple(sorted({source.category for source in spec.data.sources}))
+    config = WorkerConfig(
+        run_url=run.url,
+        attempt=attempt,
+        packed_url=prepared.url,
+        tokenizer_url=prepared.tokenizer_url,
+        categories=categories,
+        resume_from=newest_checkpoint(run),
+    )
+    train(run, spec, config)
+
+
+class _Progress:
+    """Turns the data stage's progress into events, a few a second at most."""
+
+    def __init__(self, events: EventWriter) -> None:
+        self._events = events
+        self._last = 0.0
+
+    def __call__(self, task: str, done: int, total: int | None, unit: str) -> None:
+        now = time.monotonic()
+        if done != total and now - self._last < _PROGRESS_INTERVAL_S:
+            return
+        self._last = now
+        self._events.emit("stage.progress", stage="prepare", task=task, done=done, total=total, unit=unit)
+
+
+def _report_failure(events: EventWriter, error: Exception) -> None:
+    known = error if isinstance(error, SleddogError) else None
+    events.emit(
+        "job.failed",
+        message=str(error),
+        code=known.code if known else "internal_error",
+        fault=known.fault if known else "infrastructure",
+        field=known.field if known else None,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

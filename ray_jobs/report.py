@@ -1,0 +1,99 @@
+"""The report of a finished job, put together from what its stages left in the run directory.
+
+Training curves come from the events, which survive every restart, and not from any process's memory. A step that was
+taken again after a restart counts once, with its last values.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fsspec.core import url_to_fs
+
+from ray_jobs.data.prepare import PreparedData
+from ray_jobs.run_directory import RunDirectory
+from ray_jobs.train.architecture import model_config
+from ray_jobs.train.loop import EXPORT_FILE, HELD_OUT_FILE, SAMPLES_FILE
+from ray_jobs.train.schedule import num_warmup_steps
+from service.spec.event import EVENTS_DIRECTORY, Event
+from service.spec.job import JobSpec
+
+
+def read_events(run: RunDirectory) -> list[Event]:
+    """All events of a run, in order of writing."""
+    filesystem, directory = url_to_fs(run.join(EVENTS_DIRECTORY))
+    lines = [
+        line
+        for path in sorted(filesystem.glob(f"{directory}/*.jsonl"))
+        for line in filesystem.cat_file(path).splitlines()
+    ]
+    return [Event.model_validate_json(line) for line in lines]
+
+
+def build_report(run: RunDirectory, spec: JobSpec, prepared: PreparedData, vocab_size: int) -> dict[str, Any]:
+    """All that a reader wants to know of a finished job.
+
+    Args:
+        run: holds events, evaluations and export.
+        spec: the job's.
+        prepared: the data it was trained on.
+        vocab_size: of the tokenizer.
+    """
+    events = read_events(run)
+    config = model_config(spec, vocab_size)
+    held_out = {when: (run.read_json(HELD_OUT_FILE.format(when=when)) or {}).get("loss", {}) for when in _WHEN}
+    return {
+        "job_id": run.job_id,
+        "name": spec.name,
+        "outcome": "succeeded",
+        "stages": [{"stage": event.stage, **event.data} for event in events if event.type == "stage.finished"],
+        "data": prepared.manifest,
+        "model": {
+            "base": spec.model.base.model_dump(),
+            "num_params": config.num_params(),
+            "num_active_params": config.num_active_params(),
+        },
+        "train": _training(events, spec),
+        "held_out": held_out,
+        "samples": _samples(run),
+        "export": run.read_json(EXPORT_FILE),
+    }
+
+
+_WHEN = ("before", "after")
+
+
+def _training(events: list[Event], spec: JobSpec) -> dict[str, Any]:
+    taken = [event.data for event in events if event.type == "train.step"]
+    steps: dict[int, dict[str, Any]] = {int(data["step"]): data for data in taken}  # type: ignore[arg-type]
+    starts = [event for event in events if event.type == "train.started"]
+    ordered = [steps[number] for number in sorted(steps)]
+    last = ordered[-1]
+    total_steps = int(last["total_steps"])
+    seconds = sum(data["step_s"] for data in ordered)
+    return {
+        "steps": len(steps),
+        "planned_steps": total_steps,
+        "steps_taken_twice": len(taken) - len(steps),
+        "restarts": len(starts) - 1,
+        "epochs": last["epoch"],
+        "warmup_steps": num_warmup_steps(total_steps, spec.train),
+        "learning_rate": spec.train.learning_rate,
+        "schedule": spec.train.schedule,
+        "global_batch_rows": spec.train.global_batch_rows,
+        "tokens_per_s": sum(data["tokens"] for data in ordered) / seconds,
+        "duration_s": seconds,
+        "balance_loss": last["balance_loss"],
+        "balance_loss_floor": last["balance_loss_floor"],
+        "balance_loss_per_layer": last["balance_loss_per_layer"],
+        "learning_rate_curve": [[data["step"], data["learning_rate"]] for data in ordered],
+        "loss_curve": [[data["step"], data["loss"]] for data in ordered],
+    }
+
+
+def _samples(run: RunDirectory) -> list[dict[str, str]]:
+    before, after = ((run.read_json(SAMPLES_FILE.format(when=when)) or {}).get("samples", []) for when in _WHEN)
+    return [
+        {"prompt": old["prompt"], "before": old["completion"], "after": new["completion"]}
+        for old, new in zip(before, after, strict=True)
+    ]

@@ -1,0 +1,276 @@
+"""What one training worker does: build the model, resume, train, evaluate, export.
+
+Evaluation and export run in the same processes as the training, because only there do all experts of a model that fits
+no single machine exist at once. Each part notices when an earlier attempt has already done it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray.train
+import torch
+import torch.distributed as dist
+from transformers import PreTrainedTokenizerFast
+
+from moe.freeze import freeze_moe
+from moe.hf import load_checkpoint as load_base
+from moe.init import initialize
+from moe.model import HybridModel
+from ray_jobs.data.packed_rows import PackedRows
+from ray_jobs.evaluate.held_out import held_out_losses
+from ray_jobs.evaluate.samples import answer
+from ray_jobs.run_directory import EventWriter, RunDirectory, local_directory
+from ray_jobs.train.architecture import model_config
+from ray_jobs.train.batches import RowOrder, TrainBatch, collate, share_of_worker
+from ray_jobs.train.checkpoint import load_checkpoint, save_checkpoint
+from ray_jobs.train.engine import TrainingStep, all_reduce_sum, build_engine, expert_parallel_group
+from ray_jobs.train.export import export_checkpoint
+from ray_jobs.train.metrics import StepSums
+from ray_jobs.train.schedule import learning_rate, num_steps
+from service.errors import NonFiniteLossError
+from service.spec.event import EventType, Stage
+from service.spec.job import JobSpec
+from service.spec.model import CheckpointBase
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+HELD_OUT_FILE = "evals/{when}-held-out.json"
+SAMPLES_FILE = "evals/{when}-samples.json"
+EXPORT_FILE = "export.json"
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """What the driver tells its workers; all of it plain values.
+
+    Attributes:
+        run_url: the run directory.
+        attempt: of the job.
+        packed_url: packed rows, with `train/` and `held_out/`.
+        tokenizer_url: the tokenizer's directory.
+        categories: names, in the order of their indices.
+        resume_from: a whole checkpoint of an earlier attempt, if there is one.
+    """
+
+    run_url: str
+    attempt: int
+    packed_url: str
+    tokenizer_url: str
+    categories: tuple[str, ...]
+    resume_from: str | None
+
+
+def run_worker(config: dict[str, Any]) -> None:
+    """Ray Train's entry into a worker.
+
+    Args:
+        config: a `WorkerConfig` as a dictionary.
+    """
+    settings = WorkerConfig(**config)
+    run = RunDirectory(settings.run_url)
+    spec = run.read_spec()
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        torch.set_num_threads(max(1, int(spec.parallel.cpus_per_worker)))
+    with (
+        EventWriter(run, f"worker{dist.get_rank()}", settings.attempt) as events,
+        local_directory(settings.tokenizer_url) as tokenizer_directory,
+    ):
+        Worker(settings, run, spec, events, tokenizer_directory).work()
+
+
+class Worker:
+    """One training process.
+
+    Args:
+        settings: from the driver.
+        run: the run directory.
+        spec: the job's.
+        events: this worker's; only rank 0 writes any.
+        tokenizer_directory: local copy of the tokenizer.
+    """
+
+    def __init__(
+        self, settings: WorkerConfig, run: RunDirectory, spec: JobSpec, events: EventWriter, tokenizer_directory: Path
+    ) -> None:
+        self.settings, self.run, self.spec, self._events = settings, run, spec, events
+        self.rank, self.num_workers = dist.get_rank(), dist.get_world_size()
+        self.tokenizer_directory = tokenizer_directory
+        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_directory)
+        self.rows = PackedRows(f"{settings.packed_url}/train")
+        self.held_out = PackedRows(f"{settings.packed_url}/held_out")
+        self.total_steps = num_steps(len(self.rows), spec.train)
+        self.order = RowOrder(len(self.rows), spec.train.epochs, spec.train.global_batch_rows, spec.seed)
+        self.device = ray.train.torch.get_device()
+        self.engine = self._build_engine()
+
+    @property
+    def step_module(self) -> TrainingStep:
+        """The model and its loss."""
+        module: TrainingStep = self.engine.module
+        return module
+
+    def work(self) -> None:
+        """Do what is left of the job."""
+        step = self._resume()
+        self._announce_workers(step)
+        if step == 0:
+            self.evaluate("before", step)
+        self.train(step)
+        self._stage("evaluate", lambda: self.evaluate("after", self.total_steps))
+        self._stage("export", self._export)
+
+    def _build_engine(self) -> DeepSpeedEngine:
+        base = self.spec.model.base
+        parallel = expert_parallel_group(self.spec.parallel.expert_parallel_size)
+        with torch.device(self.device):
+            model = HybridModel(model_config(self.spec, len(self.tokenizer)), parallel)
+        if isinstance(base, CheckpointBase):
+            load_base(model, Path(base.path))
+        else:
+            initialize(model, self.spec.seed)
+        if self.spec.train.freeze_moe:
+            freeze_moe(model)
+        coefficient = self.spec.train.balance_loss_coefficient
+        return build_engine(TrainingStep(model, coefficient, len(self.settings.categories)), self.spec)
+
+    def _resume(self) -> int:
+        checkpoint = ray.train.get_checkpoint()
+        path = checkpoint.path if checkpoint else self.settings.resume_from
+        if path is None:
+            return 0
+        with local_directory(path) as directory:
+            return load_checkpoint(self.engine, directory)
+
+    def _announce_workers(self, start_step: int) -> None:
+        mine = {"rank": self.rank, "pid": os.getpid(), "node_id": ray.get_runtime_context().get_node_id()}
+        workers: list[dict[str, Any]] = [{}] * self.num_workers
+        dist.all_gather_object(workers, mine)
+        self._emit("train.started", "train", start_step=start_step, total_steps=self.total_steps, workers=workers)
+        self._flush()
+
+    def train(self, start_step: int) -> None:
+        """Take the optimiser steps from `start_step` on, with a checkpoint now and then."""
+        clock = _Clock(self.total_steps)
+        for step in range(start_step, self.total_steps):
+            metrics = self._take_step(step)
+            clock.tick()
+            metrics |= clock.describe(step + 1, metrics["tokens"])
+            self._emit("train.step", "train", **metrics)
+            done = step + 1
+            if done % self.spec.train.checkpoint_every_steps == 0 or done == self.total_steps:
+                self._checkpoint(done)
+                clock.resume()
+
+    def _take_step(self, step: int) -> dict[str, Any]:
+        batches = self._micro_batches(step)
+        totals = torch.tensor(
+            [sum(batch.num_trained for batch in batches), sum(batch.num_tokens for batch in batches)],
+            dtype=torch.float64,
+            device=self.device,
+        )
+        trained, tokens = all_reduce_sum(totals).tolist()
+        rate = learning_rate(step, self.total_steps, self.spec.train)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate
+        vector = torch.zeros((), dtype=torch.float64, device=self.device)
+        for batch in batches:
+            loss, sums = self.engine(batch, trained, tokens)
+            self.engine.backward(loss, scale_wrt_gas=False)
+            self.engine.step()
+            vector = vector + sums
+        categories = self.settings.categories
+        sums_of_all = StepSums.from_vector(all_reduce_sum(vector), len(categories), self.step_module.model.config)
+        described = sums_of_all.describe(categories, tokens, self.spec.train.balance_loss_coefficient)
+        norm = float(self.engine.get_global_grad_norm())
+        self._require_finite(step, sums_of_all.loss, norm)
+        epoch = self.order.epoch_of_step(step + 1)
+        return {"epoch": epoch, "learning_rate": rate, "gradient_norm": norm, **described}
+
+    def _require_finite(self, step: int, loss: float, norm: float) -> None:
+        if not (abs(loss) < float("inf") and norm < float("inf")):
+            raise NonFiniteLossError(f"step {step + 1}: loss {loss}, gradient norm {norm}; try a lower learning rate")
+
+    def _micro_batches(self, step: int) -> list[TrainBatch]:
+        mine = share_of_worker(self.order.rows_of_step(step), self.rank, self.num_workers)
+        size = self.spec.train.micro_batch_rows
+        rows = [None if index is None else self.rows[index] for index in mine]
+        groups = [rows[start : start + size] for start in range(0, len(rows), size)]
+        return [collate(group, self.settings.categories, self.device) for group in groups]
+
+    def _checkpoint(self, step: int) -> None:
+        with tempfile.TemporaryDirectory() as scratch:
+            save_checkpoint(self.engine, Path(scratch), step)
+            self._flush()
+            ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(scratch))
+        self._emit("checkpoint.saved", "train", step=step)
+
+    def evaluate(self, when: str, step: int) -> None:
+        """Measure the held-out loss and answer the prompts, before or after training."""
+        losses = held_out_losses(self.step_module, self.held_out, self.settings.categories)
+        evaluate = self.spec.evaluate
+        samples = answer(self.step_module.model, self.tokenizer, evaluate.prompts, evaluate.max_new_tokens)
+        if self.rank == 0:
+            self.run.write_json(HELD_OUT_FILE.format(when=when), {"step": step, "loss": losses})
+            self.run.write_json(SAMPLES_FILE.format(when=when), {"step": step, "samples": samples})
+        self._emit("eval.held_out", "evaluate", when=when, step=step, loss=losses)
+        self._emit("eval.samples", "evaluate", when=when, step=step, samples=samples)
+
+    def _export(self) -> None:
+        outcome = export_checkpoint(self.step_module.model, self.tokenizer_directory, self.run.join("export"))
+        if self.rank == 0:
+            self.run.write_json(EXPORT_FILE, outcome)
+
+    def _stage(self, stage: Stage, work: Any) -> None:
+        self._emit("stage.started", stage)
+        start = time.monotonic()
+        work()
+        self._emit("stage.finished", stage, duration_s=time.monotonic() - start, reused=False, summary={})
+        self._flush()
+
+    def _emit(self, type: EventType, stage: Stage, **data: Any) -> None:
+        if self.rank == 0:
+            self._events.emit(type, stage=stage, **data)
+
+    def _flush(self) -> None:
+        if self.rank == 0:
+            self._events.flush()
+
+
+class _Clock:
+    """Seconds a step and what follows from them, smoothed, checkpoints left out."""
+
+    def __init__(self, total_steps: int) -> None:
+        self._total_steps = total_steps
+        self._mean_s: float | None = None
+        self._last_s = 0.0
+        self._since = time.monotonic()
+
+    def tick(self) -> None:
+        """A step has ended."""
+        now = time.monotonic()
+        self._last_s = now - self._since
+        self._since = now
+        self._mean_s = self._last_s if self._mean_s is None else 0.9 * self._mean_s + 0.1 * self._last_s
+
+    def resume(self) -> None:
+        """What took place since the last step was no training."""
+        self._since = time.monotonic()
+
+    def describe(self, step: int, tokens: int) -> dict[str, float]:
+        """Metrics of the step that has just ended."""
+        mean_s = self._mean_s or self._last_s
+        return {
+            "step": step,
+            "total_steps": self._total_steps,
+            "step_s": self._last_s,
+            "tokens_per_s": tokens / self._last_s,
+            "eta_s": (self._total_steps - step) * mean_s,
+        }
