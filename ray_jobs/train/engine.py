@@ -134,9 +134,10 @@ def build_engine(step: TrainingStep, spec: JobSpec) -> DeepSpeedEngine:
 
 
 def _mark_experts(step: TrainingStep, size: int) -> None:
-    """Tell DeepSpeed which parameters are experts, and that there are some at all.
+    """Tell DeepSpeed which parameters are experts, and that some of them are trained.
 
-    It turns on its expert paths only when it finds a module of its own `MoE` class, so one without content is added.
+    Frozen experts are marked too: at the start it copies worker 0's unmarked parameters over everyone's. It turns on
+    its expert paths only when it finds a module of its own `MoE` class, so one without content is added.
     """
     from deepspeed.moe.layer import MoE
 
@@ -149,11 +150,11 @@ def _mark_experts(step: TrainingStep, size: int) -> None:
             """The groups exist already."""
 
     experts = [module for module in step.modules() if isinstance(module, Experts)]
-    trained = [parameter for module in experts for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in trained:
+    parameters = [parameter for module in experts for parameter in module.parameters()]
+    for parameter in parameters:
         parameter.allreduce = False  # type: ignore[attr-defined]
         parameter.group_name = f"ep_size_{size}"  # type: ignore[attr-defined]
-    if trained:
+    if any(parameter.requires_grad for parameter in parameters):
         step.add_module("expert_parallel_marker", ExpertParallelMarker(step.model.config.num_experts))
 
 

@@ -1,6 +1,6 @@
 """A short real training run on any number of gloo processes, for the parity tests; run by `torch.distributed.run`.
 
-    parallel_run.py OUT EXPERT_PARALLEL STEPS [--resume] [--precision bf16] [--freeze] [--clip NORM]
+    parallel_run.py OUT EXPERT_PARALLEL STEPS [--resume] [--precision bf16] [--freeze] [--normalise-per-worker]
 
 Leaves in OUT: a checkpoint after every second step, and `result-<rank>.json` with losses, norms and weight hashes.
 """
@@ -18,13 +18,13 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 import numpy as np
 import torch
 import torch.distributed as dist
-from ray_jobs.data.packed_rows import PackedRow
 
 from moe.config import MoEConfig
 from moe.freeze import freeze_moe
 from moe.hf import checkpoint_slices
 from moe.init import initialize
 from moe.model import HybridModel
+from ray_jobs.data.packed_rows import PackedRow
 from ray_jobs.train.batches import RowOrder, collate, share_of_worker
 from ray_jobs.train.checkpoint import load_checkpoint, save_checkpoint
 from ray_jobs.train.engine import TrainingStep, all_reduce_sum, build_engine, expert_parallel_group
@@ -54,7 +54,7 @@ def job_spec(options: argparse.Namespace, num_workers: int) -> JobSpec:
                 "precision": options.precision,
                 "learning_rate": 1e-2,
                 "weight_decay": 0.1,
-                "gradient_clip_norm": options.clip,
+                "gradient_clip_norm": 0.2,
             },
             "parallel": {"num_workers": num_workers, "expert_parallel_size": options.expert_parallel},
         }
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--freeze", action="store_true")
-    parser.add_argument("--clip", type=float, default=0.5)
+    parser.add_argument("--normalise-per-worker", action="store_true", help="the mutation that a parity test must see")
     options = parser.parse_args()
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -104,7 +104,10 @@ def main() -> None:
         mine = share_of_worker(order.rows_of_step(step), rank, num_workers)
         batches = [collate([None if index is None else rows[index]], ["c"], "cpu") for index in mine]
         totals = torch.tensor([sum(b.num_trained for b in batches), sum(b.num_tokens for b in batches)]).double()
+        local_trained = float(totals[0])
         trained, tokens = all_reduce_sum(totals).tolist()
+        if options.normalise_per_worker:
+            trained = local_trained * num_workers
         vector = torch.zeros((), dtype=torch.float64)
         for batch in batches:
             loss, sums = engine(batch, trained, tokens)

@@ -1,0 +1,50 @@
+# Everything a newcomer or CI runs. Needs Python 3.11, make and a C++ compiler, nothing else.
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install run serve check format test test-fast clean
+
+help: ## List the commands
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+install: $(INSTALLED) ## Create .venv with the pinned dependencies
+
+$(INSTALLED): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+QUICKSTART_DATA := examples/quickstart-data/written
+
+$(QUICKSTART_DATA): examples/make_quickstart_data.py | $(INSTALLED)
+	$(BIN)/python examples/make_quickstart_data.py $(@D)
+	touch $@
+
+run: $(INSTALLED) $(QUICKSTART_DATA) ## Fine-tune the quickstart model end to end, and report
+	$(BIN)/sleddog run examples/quickstart.yaml
+
+serve: $(INSTALLED) $(QUICKSTART_DATA) ## Keep the service up, until Ctrl-C
+	$(BIN)/sleddog serve
+
+check: $(INSTALLED) ## Lint, types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED) ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: $(INSTALLED) ## Run all tests
+	$(BIN)/pytest
+
+test-fast: $(INSTALLED) ## Run the tests that need no cluster and take seconds
+	$(BIN)/pytest -m "not ray and not slow"
+
+clean: ## Remove what was made here, the installed packages too
+	rm -rf .venv .sleddog examples/quickstart-data

@@ -1,0 +1,213 @@
+"""The second half of preparation, and its entry: hold out, mix, pack.
+
+    packed-<hash>/train/shard-<n>.parquet      packed rows (`ray_jobs.data.packed_rows`)
+    packed-<hash>/held_out/shard-<n>.parquet   likewise, of held-out conversations
+    packed-<hash>/manifest.json                written last: it makes the directory whole
+
+A sweep over data mixes shares one corpus and repeats only this half.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import ray
+
+from ray_jobs.data.corpus import (
+    MANIFEST_FILE,
+    Corpus,
+    ProgressCallback,
+    prepare_corpus,
+    read_manifest,
+    remove_directory,
+)
+from ray_jobs.data.mixture import choose_mixture, held_out
+from ray_jobs.data.packing import lower_bound, pack
+from ray_jobs.data.shards import Document, write_shard
+from ray_jobs.run_directory import write_file
+from service.errors import EmptyDataError
+from service.spec.job import JobSpec
+
+FORMAT_VERSION = 1
+"""Raised when this code would pack the same corpus otherwise."""
+_ROWS_PER_SHARD = 4096
+_VERSIONS = ("datasketch", "numpy", "pyarrow", "ray", "tokenizers")
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Packed rows on disk.
+
+    Attributes:
+        url: directory with `train/` and `held_out/`.
+        tokenizer_url: directory of a Hugging Face tokenizer.
+        manifest: what came in and what was done to it.
+        reused: whether an earlier run had already made all of it.
+    """
+
+    url: str
+    tokenizer_url: str
+    manifest: dict[str, Any]
+    reused: bool
+
+
+def prepare(spec: JobSpec, prepared_url: str, progress: ProgressCallback) -> PreparedData:
+    """Make the packed rows of a job, or find that they are there; Ray is connected.
+
+    Args:
+        spec: the job's.
+        prepared_url: where prepared data lies, shared by jobs.
+        progress: told how far it is.
+
+    Raises:
+        SleddogError: as `prepare_corpus`; and EmptyDataError when no conversation is left to train on.
+    """
+    corpus = prepare_corpus(spec, prepared_url, progress)
+    identity = _identity(spec, corpus)
+    url, tokenizer_url = f"{prepared_url}/packed-{identity}", f"{corpus.url}/tokenizer"
+    if (manifest := read_manifest(url)) is not None:
+        return PreparedData(url, tokenizer_url, manifest, reused=corpus.reused)
+    remove_directory(url)
+    manifest = {"hash": identity, **_Packer(spec, corpus, url, progress).pack()}
+    write_file(f"{url}/{MANIFEST_FILE}", json.dumps(manifest, indent=2).encode())
+    return PreparedData(url, tokenizer_url, manifest, reused=False)
+
+
+def _identity(spec: JobSpec, corpus: Corpus) -> str:
+    fields = {"mixture", "sequence_length", "on_long_conversation", "held_out_fraction"}
+    document = {
+        "version": FORMAT_VERSION,
+        "corpus": corpus.manifest["hash"],
+        "seed": spec.seed,
+        **spec.data.model_dump(include=fields),
+    }
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass
+class _Written:
+    """What was packed into one directory."""
+
+    num_rows: int
+    num_documents: int
+    bound_rows: int
+    documents: Counter[str]
+    tokens: Counter[str]
+    trained: Counter[str]
+
+
+class _Packer:
+    """Holds out, mixes and packs one corpus."""
+
+    def __init__(self, spec: JobSpec, corpus: Corpus, url: str, progress: ProgressCallback) -> None:
+        self._spec, self._corpus, self._url, self._progress = spec, corpus, url, progress
+        index = corpus.read_index()
+        sources = index["source"].to_numpy()
+        self._file, self._position = index["file"].to_numpy(), index["position"].to_numpy()
+        self._category = np.array([source.category for source in spec.data.sources])[sources]
+        self._hashes = index["content_hash"].to_pylist()
+        full_length, limit = index["num_tokens"].to_numpy(), spec.data.sequence_length
+        self._length = np.minimum(full_length, limit)
+        self._is_long = full_length > limit
+        # a document whose completions all lie beyond the cut would train on nothing
+        self._is_usable = index["first_trained"].to_numpy() < limit
+        if spec.data.on_long_conversation == "drop":
+            self._is_usable &= ~self._is_long
+
+    def pack(self) -> dict[str, Any]:
+        """Write the rows; returns the manifest without its hash."""
+        data = self._spec.data
+        is_held_out = held_out(self._hashes, self._category.tolist(), data.held_out_fraction, self._spec.seed)
+        training = np.flatnonzero(~is_held_out & self._is_usable)
+        mix = choose_mixture(
+            self._category[training].tolist(), self._length[training].tolist(), data.mixture, self._spec.seed
+        )
+        chosen, kept_out = training[mix], np.flatnonzero(is_held_out & self._is_usable)
+        if not len(chosen):
+            raise EmptyDataError("no conversation is left to train on", "data")
+        train, evaluation = self._write(chosen, "train"), self._write(kept_out, "held_out")
+        corpus = {key: value for key, value in self._corpus.manifest.items() if key != "hash"}
+        return {
+            "corpus": self._corpus.manifest["hash"],
+            **corpus,
+            "held_out": [
+                {"category": name, "examples": count, "trained_tokens": evaluation.trained[name]}
+                for name, count in sorted(evaluation.documents.items())
+            ],
+            "mixture": self._describe_mixture(train),
+            "packing": {
+                **self._describe_packing(train),
+                "truncated": int(self._is_long[chosen].sum()),
+                "dropped": int((~self._is_usable).sum()),
+                "left_out_by_mixture": len(training) - len(chosen),
+            },
+            "versions": {package: version(package) for package in _VERSIONS},
+        }
+
+    def _write(self, chosen: np.ndarray, name: str) -> _Written:
+        """Pack the chosen documents and write their rows, one Ray task a shard."""
+        lengths = self._length[chosen]
+        rows = pack(lengths, self._spec.data.sequence_length)
+        shards = [rows[start : start + _ROWS_PER_SHARD] for start in range(0, len(rows), _ROWS_PER_SHARD)]
+        pending = [
+            write_shard.remote(
+                [[self._document(chosen[document]) for document in row] for row in shard],
+                f"{self._corpus.url}/tokenised",
+                f"{self._url}/{name}/shard-{number:05d}.parquet",
+            )
+            for number, shard in enumerate(shards)
+        ]
+        written = _Written(
+            len(rows),
+            len(chosen),
+            lower_bound(lengths, self._spec.data.sequence_length),
+            *(Counter() for _ in range(3)),
+        )
+        for number, result in enumerate(pending, 1):
+            for category, (documents, tokens, trained) in ray.get(result).items():
+                written.documents[category] += documents
+                written.tokens[category] += tokens
+                written.trained[category] += trained
+            self._progress(f"pack {name.replace('_', '-')}", number, len(pending), "shards")
+        if written.documents.total() != len(chosen):
+            raise AssertionError(f"{len(chosen)} documents went into packing, {written.documents.total()} came out")
+        return written
+
+    def _document(self, index: int) -> Document:
+        return Document(
+            int(self._file[index]), int(self._position[index]), int(self._length[index]), str(self._category[index])
+        )
+
+    def _describe_mixture(self, train: _Written) -> list[dict[str, Any]]:
+        shares = self._spec.data.mixture
+        return [
+            {
+                "category": category,
+                "asked_fraction": shares[category] / sum(shares.values()) if shares else None,
+                "examples": train.documents[category],
+                "tokens": tokens,
+                "trained_tokens": train.trained[category],
+                "fraction": tokens / train.tokens.total(),
+            }
+            for category, tokens in sorted(train.tokens.items())
+        ]
+
+    def _describe_packing(self, train: _Written) -> dict[str, Any]:
+        tokens, trained = train.tokens.total(), train.trained.total()
+        length = self._spec.data.sequence_length
+        return {
+            "rows": train.num_rows,
+            "bound_rows": train.bound_rows,
+            "sequence_length": length,
+            "documents": train.num_documents,
+            "tokens": tokens,
+            "fill": tokens / (train.num_rows * length),
+            "trained_tokens": trained,
+            "trained_fraction": trained / tokens,
+        }

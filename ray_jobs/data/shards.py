@@ -1,0 +1,88 @@
+"""Writing one shard of packed rows: a Ray task that moves tokens from their parts into rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from fsspec.core import url_to_fs
+
+from ray_jobs.data.packed_rows import PACKED_SCHEMA, ROWS_PER_GROUP
+from ray_jobs.data.tasks import part_path
+
+
+class Document(NamedTuple):
+    """A tokenised conversation to pack.
+
+    Attributes:
+        file, position: where its tokens lie: the part's number, the line in it.
+        length: tokens to take, from the start.
+        category: its category.
+    """
+
+    file: int
+    position: int
+    length: int
+    category: str
+
+
+@ray.remote
+def write_shard(
+    rows: Sequence[Sequence[Document]], tokenised_url: str, shard_url: str
+) -> dict[str, tuple[int, int, int]]:
+    """Write packed rows.
+
+    Args:
+        rows: documents of each row, in order.
+        tokenised_url: directory of the tokenised parts.
+        shard_url: file to write.
+
+    Returns:
+        By category: documents, tokens, trained tokens.
+    """
+    parts = _Parts(tokenised_url)
+    counts: dict[str, np.ndarray] = {}
+    lines = []
+    for row in rows:
+        pieces = [parts.read(document) for document in row]
+        for document, (tokens, trained) in zip(row, pieces, strict=True):
+            count = counts.setdefault(document.category, np.zeros(3, dtype=np.int64))
+            count += (1, len(tokens), int(trained.sum()))
+        lines.append(
+            {
+                "tokens": np.concatenate([tokens for tokens, _ in pieces]),
+                "trained": np.concatenate([trained for _, trained in pieces]),
+                "document_lengths": [document.length for document in row],
+                "document_categories": [document.category for document in row],
+            }
+        )
+    filesystem, path = url_to_fs(shard_url)
+    filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
+    columns = [pa.array([line[field.name] for line in lines], field.type) for field in PACKED_SCHEMA]
+    with filesystem.open(path, "wb") as stream:
+        table = pa.table(columns, schema=PACKED_SCHEMA)
+        pq.write_table(table, stream, row_group_size=ROWS_PER_GROUP, compression="zstd")
+    return {category: (int(d), int(t), int(n)) for category, (d, t, n) in counts.items()}
+
+
+class _Parts:
+    """Tokenised parts, each read when first asked for."""
+
+    def __init__(self, tokenised_url: str) -> None:
+        self._url = tokenised_url
+        self._parts: dict[int, pa.Table] = {}
+
+    def read(self, document: Document) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and mask of a document, cut to its length."""
+        if document.file not in self._parts:
+            filesystem, path = url_to_fs(part_path(self._url, document.file))
+            with filesystem.open(path, "rb") as stream:
+                self._parts[document.file] = pq.read_table(stream).combine_chunks()
+        part, limit = self._parts[document.file], document.length
+        tokens = part["tokens"][document.position].values[:limit].to_numpy()
+        trained = part["trained"][document.position].values[:limit].to_numpy(zero_copy_only=False)
+        return tokens, trained

@@ -1,0 +1,153 @@
+"""Finding and reading raw files: JSONL, JSON, CSV and Parquet, compressed or not, on any filesystem of fsspec.
+
+Rows are numbered from 1 as a person would count them: lines of a JSONL file, elements of a JSON list, records of a CSV
+file below its header, records of a Parquet file. A row that cannot be decoded is reported in its place, never dropped.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import fsspec
+import pyarrow.parquet as pq
+from fsspec.core import url_to_fs
+
+from service.errors import InvalidSpecError, SourceNotFoundError
+from service.spec.data import DataSpec, FileFormat, SourceSpec
+
+_EXTENSIONS: dict[str, FileFormat] = {
+    "jsonl": "jsonl",
+    "ndjson": "jsonl",
+    "json": "json",
+    "csv": "csv",
+    "parquet": "parquet",
+}
+_COMPRESSIONS = ("gz", "bz2", "xz", "zst")
+_PACKAGE_EXTRAS = {"s3": "s3", "gs": "gcs"}
+
+
+class RawRow(NamedTuple):
+    """One row as read.
+
+    Attributes:
+        number: from 1.
+        value: decoded; None when it could not be.
+        reason: why it could not be decoded, else None.
+    """
+
+    number: int
+    value: Any
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a source.
+
+    Attributes:
+        source: the source's place in the spec.
+        url: with its scheme.
+        format: of the content below any compression.
+    """
+
+    source: int
+    url: str
+    format: FileFormat
+
+
+def find_files(data: DataSpec) -> list[SourceFile]:
+    """All files of all sources, in order of source and name.
+
+    Raises:
+        SourceNotFoundError: a URI matches nothing.
+        InvalidSpecError: a file's format is unknown, or its filesystem needs a package that is not installed.
+    """
+    return [file for index, source in enumerate(data.sources) for file in _files_of(index, source)]
+
+
+def _files_of(index: int, source: SourceSpec) -> list[SourceFile]:
+    field = f"data.sources.{index}.uri"
+    try:
+        filesystem, path = url_to_fs(source.uri)
+    except ImportError as error:
+        extra = _PACKAGE_EXTRAS.get(source.uri.partition(":")[0])
+        hint = f"install sleddog[{extra}]" if extra else str(error)
+        raise InvalidSpecError(f"this filesystem needs a package that is missing: {hint}", field) from error
+    paths = sorted(filesystem.glob(path)) if any(sign in path for sign in "*?[") else [path]
+    paths = [match for match in paths if filesystem.isfile(match)]
+    if not paths:
+        raise SourceNotFoundError(f"no such file: {source.uri}", field)
+    return [
+        SourceFile(index, filesystem.unstrip_protocol(match), source.format or _format_of(match, index))
+        for match in paths
+    ]
+
+
+def _format_of(path: str, index: int) -> FileFormat:
+    extensions = path.rpartition("/")[2].lower().split(".")[1:]
+    if extensions and extensions[-1] in _COMPRESSIONS:
+        extensions.pop()
+    known = _EXTENSIONS.get(extensions[-1]) if extensions else None
+    if known is None:
+        raise InvalidSpecError(f"cannot tell the format of {path} from its name", f"data.sources.{index}.format")
+    return known
+
+
+def digest(url: str) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with fsspec.open(url, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_rows(file: SourceFile) -> Iterator[RawRow]:
+    """Read a file row by row; JSON lists are read whole, the others as a stream."""
+    with fsspec.open(file.url, "rb", compression="infer") as stream:
+        yield from _READERS[file.format](stream)
+
+
+def _read_jsonl(stream: Any) -> Iterator[RawRow]:
+    for number, line in enumerate(stream, 1):
+        if not line.strip():
+            continue
+        try:
+            yield RawRow(number, json.loads(line))
+        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError both are
+            yield RawRow(number, None, f"not JSON: {error}")
+
+
+def _read_json(stream: Any) -> Iterator[RawRow]:
+    try:
+        document = json.load(stream)
+    except ValueError as error:
+        yield RawRow(1, None, f"not JSON: {error}")
+        return
+    if not isinstance(document, list):
+        yield RawRow(1, None, f"not a list of rows but {type(document).__name__}")
+        return
+    yield from (RawRow(number, value) for number, value in enumerate(document, 1))
+
+
+def _read_csv(stream: Any) -> Iterator[RawRow]:
+    number = 0
+    try:
+        for number, row in enumerate(csv.DictReader(io.TextIOWrapper(stream, "utf-8-sig", newline="")), 1):
+            yield RawRow(number, row)
+    except (UnicodeDecodeError, csv.Error) as error:
+        yield RawRow(number + 1, None, f"not CSV in UTF-8, the rest of the file is unread: {error}")
+
+
+def _read_parquet(stream: Any) -> Iterator[RawRow]:
+    number = 0
+    for batch in pq.ParquetFile(stream).iter_batches(batch_size=1024):
+        for row in batch.to_pylist():
+            number += 1
+            yield RawRow(number, row)
+
+
+_READERS = {"jsonl": _read_jsonl, "json": _read_json, "csv": _read_csv, "parquet": _read_parquet}

@@ -1,0 +1,112 @@
+r"""From conversations to token ids and the mask of trained tokens.
+
+The chat template is ChatML, Arctic's: `<|im_start|>{role}\n{content}<|im_end|>\n` for each turn. The mask is built
+turn by turn while rendering, never by searching the rendered text: an assistant's content and its `<|im_end|>` are
+trained, all else is not. Text that looks like a special token inside a turn is encoded as ordinary text, so no row can
+forge a turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from ray_jobs.data.formats import Conversation
+from service.errors import InvalidSpecError
+
+START, END = "<|im_start|>", "<|im_end|>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
+    "{% else %}{{ message['content'] + '<|im_end|>\n' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int, directory: Path) -> None:
+    """Train a byte-level BPE and save it as a Hugging Face tokenizer with the chat template.
+
+    Args:
+        texts: what to train on.
+        vocab_size: pieces at most, special ones included.
+        directory: to write to.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[START, END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    saved = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=START, eos_token=END)
+    saved.chat_template = CHAT_TEMPLATE
+    saved.save_pretrained(directory)
+
+
+@dataclass(frozen=True)
+class TokenisedConversation:
+    """A rendered conversation of T tokens.
+
+    Attributes:
+        tokens: int32 [T].
+        trained: bool [T]; whether a token is a target of the loss, predicted from the one before it.
+    """
+
+    tokens: np.ndarray
+    trained: np.ndarray
+
+
+class ChatTokenizer:
+    """Renders conversations with a tokenizer that has the two ChatML tokens.
+
+    Args:
+        directory: of a Hugging Face tokenizer.
+
+    Raises:
+        InvalidSpecError: it lacks a ChatML token.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        self._start, self._end = self._special(START), self._special(END)
+        self._tokenizer.encode_special_tokens = True
+        self._tokenizer.no_truncation()
+        self._line_end = self._tokenizer.encode("\n", add_special_tokens=False).ids
+
+    def _special(self, token: str) -> int:
+        number = self._tokenizer.token_to_id(token)
+        if number is None:
+            raise InvalidSpecError(f"this tokenizer has no {token}, which the chat template needs", "model.tokenizer")
+        return int(number)
+
+    def render(self, conversations: Sequence[Conversation]) -> list[TokenisedConversation]:
+        """Tokens and mask of each conversation."""
+        turns = [turn for conversation in conversations for turn in conversation]
+        pieces = iter(
+            self._tokenizer.encode_batch([f"{turn.role}\n{turn.content}" for turn in turns], add_special_tokens=False)
+        )
+        return [self._join(conversation, [next(pieces) for _ in conversation]) for conversation in conversations]
+
+    def _join(self, conversation: Conversation, pieces: Sequence) -> TokenisedConversation:  # type: ignore[type-arg]
+        tokens: list[int] = []
+        trained: list[bool] = []
+        for turn, piece in zip(conversation, pieces, strict=True):
+            is_trained = turn.role == "assistant"
+            content_start = len(turn.role) + 1
+            tokens += [self._start, *piece.ids, self._end, *self._line_end]
+            trained.append(False)
+            trained += [is_trained and start >= content_start for start, _ in piece.offsets]
+            trained.append(is_trained)
+            trained += [False] * len(self._line_end)
+        return TokenisedConversation(np.array(tokens, dtype=np.int32), np.array(trained))
