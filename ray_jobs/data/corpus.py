@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -36,9 +36,15 @@ from fsspec.core import url_to_fs
 from ray_jobs.data.dedup import Duplicate, find_duplicates
 from ray_jobs.data.minhash import jaccard, shingles
 from ray_jobs.data.sources import SourceFile, digest, find_files
-from ray_jobs.data.tasks import INDEX_SCHEMA, KEY_SCHEMA, conversation_text, part_path, read_conversations
-from ray_jobs.data.tasks import read_file as read_file_task
-from ray_jobs.data.tasks import tokenise_file as tokenise_file_task
+from ray_jobs.data.tasks import (
+    INDEX_SCHEMA,
+    KEY_SCHEMA,
+    conversation_text,
+    part_path,
+    read_conversations,
+    read_file,
+    tokenise_file,
+)
 from ray_jobs.data.tokenise import train_bpe
 from ray_jobs.run_directory import local_directory, write_file
 from service.errors import BadRowError, EmptyDataError, SourceNotFoundError
@@ -149,7 +155,7 @@ def _tokenizer_identity(spec: JobSpec) -> dict[str, Any]:
     return {"kind": "pretrained", "sha256": digest(url)}
 
 
-@ray.remote
+@ray.remote  # type: ignore[untyped-decorator]
 def _digest_task(url: str) -> str:
     return digest(url)
 
@@ -161,6 +167,18 @@ def _digests(files: list[SourceFile], progress: ProgressCallback) -> list[str]:
         digests.append(ray.get(result))
         progress("hash sources", len(digests), len(files), "files")
     return digests
+
+
+class _FileTask(NamedTuple):
+    """A task that Ray Data runs on each file."""
+
+    name: str
+    function: Callable[..., Any]
+    schema: pa.Schema
+
+
+_READ = _FileTask("read and sign", read_file, KEY_SCHEMA)
+_TOKENISE = _FileTask("tokenise", tokenise_file, INDEX_SCHEMA)
 
 
 class _CorpusBuilder:
@@ -186,9 +204,8 @@ class _CorpusBuilder:
         }
 
     def _read(self) -> tuple[pa.Table, list[dict[str, Any]]]:
-        kwargs = {"data": self._spec.data, "directory_url": self._conversations_url}
         items = [{"file": index, **asdict(file)} for index, file in enumerate(self._files)]
-        table = self._run("read and sign", read_file_task, items, KEY_SCHEMA, None, kwargs)
+        table = self._run(_READ, items, None, data=self._spec.data, directory_url=self._conversations_url)
         table = table.sort_by([("file", "ascending"), ("row", "ascending")])
         is_good = pc.is_null(table["reason"])
         rejected = [self._locate(line) for line in table.filter(pc.invert(is_good)).to_pylist()]
@@ -214,25 +231,17 @@ class _CorpusBuilder:
             f"data.sources.{index}.uri",
         )
 
-    def _run(
-        self,
-        name: str,
-        task: Callable[..., Any],
-        items: list[dict[str, Any]],
-        schema: pa.Schema,
-        total: int | None,
-        kwargs: dict[str, Any],
-    ) -> pa.Table:
+    def _run(self, task: _FileTask, items: list[dict[str, Any]], total: int | None, **kwargs: Any) -> pa.Table:
         """Run a task over files, one file a task, and gather its tables."""
         dataset = ray.data.from_items(items, override_num_blocks=len(items))
-        results = dataset.map_batches(task, batch_size=1, batch_format="pyarrow", fn_kwargs=kwargs)
+        results = dataset.map_batches(task.function, batch_size=1, batch_format="pyarrow", fn_kwargs=kwargs)
         blocks: list[pa.Table] = []
         done = 0
         for block in results.iter_batches(batch_size=None, batch_format="pyarrow"):
-            blocks.append(block.cast(schema))
+            blocks.append(block.cast(task.schema))
             done += block.num_rows
-            self._progress(name, done, total, "rows")
-        return pa.concat_tables(blocks) if blocks else schema.empty_table()
+            self._progress(task.name, done, total, "rows")
+        return pa.concat_tables(blocks) if blocks else task.schema.empty_table()
 
     def _find_duplicates(self, keys: pa.Table) -> list[Duplicate]:
         dedup = self._spec.data.dedup
@@ -280,12 +289,14 @@ class _CorpusBuilder:
             if mine.num_rows:
                 item = {"file": index, "source": file.source, "kept": mine["position"].to_pylist()}
                 items.append(item | {"content_hashes": mine["content_hash"].to_pylist()})
-        kwargs = {
-            "conversations_url": self._conversations_url,
-            "tokenised_url": f"{self._url}/tokenised",
-            "tokenizer_url": f"{self._url}/tokenizer",
-        }
-        index = self._run("tokenise", tokenise_file_task, items, INDEX_SCHEMA, len(kept_keys), kwargs)
+        index = self._run(
+            _TOKENISE,
+            items,
+            len(kept_keys),
+            conversations_url=self._conversations_url,
+            tokenised_url=f"{self._url}/tokenised",
+            tokenizer_url=f"{self._url}/tokenizer",
+        )
         if len(index) != len(kept_keys):
             raise AssertionError(f"{len(kept_keys)} conversations went into tokenising, {len(index)} came out")
         sink = io.BytesIO()

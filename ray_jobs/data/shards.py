@@ -30,7 +30,7 @@ class Document(NamedTuple):
     category: str
 
 
-@ray.remote
+@ray.remote  # type: ignore[untyped-decorator]
 def write_shard(
     rows: Sequence[Sequence[Document]], tokenised_url: str, shard_url: str
 ) -> dict[str, tuple[int, int, int]]:

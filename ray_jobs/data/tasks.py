@@ -110,7 +110,7 @@ def _keys(
     bands: list[bytes | None] = [None] * len(good)
     if dedup is not None and good:
         bands = [row.tobytes() for row in band_keys([conversation_text(c) for c in conversations], dedup)]
-    lines = [
+    lines: list[dict[str, Any]] = [
         {
             "file": file,
             "row": row.number,
