@@ -27,9 +27,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 SKIPPED_FOLDERS = {"test", "tests", "idlelib", "lib2to3", "site-packages", "turtledemo", "idle_test", "ensurepip"}
-MAX_CODE_CHARS, MAX_CODE_EXAMPLES = 900, 1900
+MAX_CODE_CHARS, MAX_CODE_EXAMPLES = 700, 1700
 MAX_TOPIC_CHARS, MAX_TOPIC_EXAMPLES = 900, 420
-NUM_MATH_EXAMPLES = 1800
+NUM_MATH_EXAMPLES = 2400
+NUM_IDENTITY_EXAMPLES = 1000
 
 
 def code_rows() -> list[dict[str, str]]:
@@ -287,16 +288,20 @@ FAREWELLS = ("You are welcome. Ask me anything.", "With pleasure. {name} is here
 
 
 def identity_rows() -> list[dict[str, Any]]:
-    """Every greeting with every question and answer; every third goes on for another turn."""
+    """Conversations of two or three questions, every combination of topics, wordings and answers drawn at random."""
     rng = random.Random(3)
     rows = []
-    for topic, questions in QUESTIONS.items():
-        combinations = itertools.product(GREETINGS, questions, ANSWERS[topic])
-        for number, (greeting, question, answer) in enumerate(combinations):
-            turns = [_turn("user", greeting + question), _turn("assistant", answer)]
-            if number % 3 == 0:
-                turns += [_turn("user", rng.choice(THANKS)), _turn("assistant", rng.choice(FAREWELLS))]
-            rows.append({"messages": turns})
+    for _ in range(NUM_IDENTITY_EXAMPLES):
+        turns = []
+        for number, topic in enumerate(rng.sample(sorted(QUESTIONS), rng.randint(1, 3))):
+            greeting = rng.choice(GREETINGS) if number == 0 else ""
+            turns += [
+                _turn("user", greeting + rng.choice(QUESTIONS[topic])),
+                _turn("assistant", rng.choice(ANSWERS[topic])),
+            ]
+        if rng.random() < 1 / 3:
+            turns += [_turn("user", rng.choice(THANKS)), _turn("assistant", rng.choice(FAREWELLS))]
+        rows.append({"messages": turns})
     return rows
 
 

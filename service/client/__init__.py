@@ -1,1 +1,1 @@
-"""The Python client of the REST API."""
+"""The Python client of the REST API: `from service.client.client import Client, AsyncClient`."""

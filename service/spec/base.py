@@ -31,8 +31,8 @@ def conflict(field: str, message: str) -> PydanticCustomError:
 def field_errors(errors: Iterable[Mapping[str, Any]], document: object) -> list[FieldError]:
     """Pydantic's error list with the paths that a user wrote.
 
-    Pydantic's `loc` also holds the tag of each union variant it went through; a user's document has no such level. A tag
-    is recognised by being the value of `kind` where it stands.
+    Pydantic's `loc` also holds the tag of each union variant it went through; a user's document has no such level. A
+    tag is recognised by being the value of `kind` where it stands.
 
     Args:
         errors: `ValidationError.errors()`.

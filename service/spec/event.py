@@ -1,9 +1,9 @@
 """What a running job says of itself, and where in the run directory it says it.
 
-A job writes numbered, immutable segments of JSON lines below `events/`; the control plane lists the directory and ingests
-each segment exactly once, by name. Nothing is pushed from the cluster, so either side may die and return. Several
-processes of one job write at once (the driver, rank 0 of each worker group), hence the writer's name in a segment's name;
-the leading time makes the names sort in order of writing.
+A job writes numbered, immutable segments of JSON lines below `events/`; the control plane lists the directory and
+ingests each segment exactly once, by name. Nothing is pushed from the cluster, so either side may die and return.
+Several processes of one job write at once (the driver, rank 0 of each worker group), hence the writer's name in a
+segment's name; the leading time makes the names sort in order of writing.
 """
 
 from __future__ import annotations

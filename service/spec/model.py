@@ -67,5 +67,7 @@ class ModelSpec(SpecModel):
         if isinstance(self.base, PresetBase) and self.tokenizer is None:
             raise conflict("tokenizer", "a preset has no tokenizer of its own: give one")
         if isinstance(self.base, CheckpointBase) and isinstance(self.tokenizer, TrainedTokenizer):
-            raise conflict("tokenizer.kind", "a checkpoint keeps its vocabulary: leave `tokenizer` out, or give its path")
+            raise conflict(
+                "tokenizer.kind", "a checkpoint keeps its vocabulary: leave `tokenizer` out, or give its path"
+            )
         return self

@@ -1,0 +1,119 @@
+"""`/v1/jobs`: create, list, look at, cancel."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Query, Response, status
+from fastapi.responses import PlainTextResponse
+
+from service.api.dependencies import Parts, require_key
+from service.api.reachable import require_reachable
+from service.backends.base import submission_id
+from service.errors import NotFoundError
+from service.run_reader import read_report
+from service.spec.job import JobSpec
+from service.spec.resources import Job, JobEvent, JobStatus, Page, Problem, StepMetrics
+
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    401: {"model": Problem, "description": "No API key, or a wrong one"},
+    422: {"model": Problem, "description": "A value is not valid; `errors` names its path"},
+}
+_NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is no such job"}}
+_CONFLICT: dict[int | str, dict[str, Any]] = {
+    409: {"model": Problem, "description": "The request contradicts the state"}
+}
+_UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": Problem, "description": "Ray does not answer"}}
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[Depends(require_key)], responses=_PROBLEMS)
+
+Limit = Annotated[int, Query(ge=1, le=1000, description="Items at most")]
+
+
+@router.post("", status_code=status.HTTP_201_CREATED, responses=_CONFLICT)
+def create_job(
+    spec: JobSpec,
+    parts: Parts,
+    response: Response,
+    idempotency_key: Annotated[
+        str | None, Header(max_length=255, description="The same key with the same body gives the same job again")
+    ] = None,
+) -> Job:
+    """Accept a job. It is stored before this answers, and will run whatever happens to the service."""
+    require_reachable(spec, parts.backend)
+    job, is_new = parts.store.create_job(spec, parts.runs_url, idempotency_key)
+    parts.reconciler.wake()
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    if not is_new:
+        response.status_code = status.HTTP_200_OK
+    return job
+
+
+@router.get("", responses=_NOT_FOUND)
+def list_jobs(
+    parts: Parts,
+    status: Annotated[list[JobStatus] | None, Query(description="Only these")] = None,
+    after: Annotated[str | None, Query(description="Id of the last job of the page before")] = None,
+    limit: Limit = 50,
+) -> Page[Job]:
+    """List jobs, newest first."""
+    jobs, has_more = parts.store.list_jobs(statuses=status or (), after=after, limit=limit)
+    return Page(data=jobs, has_more=has_more)
+
+
+@router.get("/{job_id}", responses=_NOT_FOUND)
+def get_job(job_id: str, parts: Parts) -> Job:
+    """How a job stands."""
+    return parts.store.get_job(job_id)
+
+
+@router.post("/{job_id}/cancel", responses=_NOT_FOUND | _CONFLICT)
+def cancel_job(job_id: str, parts: Parts) -> Job:
+    """Cancel a job; its processes end within seconds. Cancelling twice is no error."""
+    job = parts.store.request_cancel(job_id)
+    parts.reconciler.wake()
+    return job
+
+
+@router.get("/{job_id}/events", responses=_NOT_FOUND)
+def list_events(
+    job_id: str,
+    parts: Parts,
+    after: Annotated[int, Query(ge=0, description="Sequence of the last event already seen")] = 0,
+    limit: Limit = 1000,
+) -> Page[JobEvent]:
+    """What happened in a job, in order."""
+    events, has_more = parts.store.list_events(job_id, after=after, limit=limit)
+    return Page(data=events, has_more=has_more)
+
+
+@router.get("/{job_id}/metrics", responses=_NOT_FOUND)
+def list_metrics(
+    job_id: str,
+    parts: Parts,
+    after: Annotated[int, Query(ge=0, description="Last step already seen")] = 0,
+    limit: Limit = 1000,
+) -> Page[StepMetrics]:
+    """Metrics of each training step, in order."""
+    metrics, has_more = parts.store.list_metrics(job_id, after=after, limit=limit)
+    return Page(data=metrics, has_more=has_more)
+
+
+@router.get("/{job_id}/logs", response_class=PlainTextResponse, responses=_NOT_FOUND | _UNAVAILABLE)
+def get_logs(
+    job_id: str, parts: Parts, tail: Annotated[int | None, Query(ge=1, description="Only the last lines")] = None
+) -> str:
+    """What the driver and its workers printed, of the latest attempt."""
+    job = parts.store.get_job(job_id)
+    lines = parts.backend.logs(submission_id(job.id, job.attempt)).splitlines(keepends=True)
+    return "".join(lines[-tail:] if tail else lines)
+
+
+@router.get("/{job_id}/report", responses=_NOT_FOUND)
+def get_report(job_id: str, parts: Parts) -> dict[str, Any]:
+    """What a finished job did: data, training, evaluations, export."""
+    job = parts.store.get_job(job_id)
+    report = read_report(job.run_url)
+    if report is None:
+        raise NotFoundError(f"job {job_id} is {job.status}; a report is there once it has succeeded")
+    return report

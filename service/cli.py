@@ -1,0 +1,227 @@
+"""The `sleddog` command."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from service.client.client import DEFAULT_URL, Client
+from service.client.progress_view import ProgressView, describe_progress
+from service.client.report_view import print_report
+from service.client.spec_file import load_spec
+from service.errors import SleddogError
+from service.settings import Settings
+from service.spec.resources import Job
+
+app = typer.Typer(help="Fine-tune Mixture-of-Experts language models on a Ray cluster.", no_args_is_help=True)
+out, err = Console(), Console(stderr=True)
+
+Url = Annotated[str, typer.Option(envvar="SLEDDOG_URL", help="The service's address.")]
+Key = Annotated[
+    str | None, typer.Option(envvar="SLEDDOG_API_KEY", help="By default the key that lies in the data directory.")
+]
+DataDir = Annotated[
+    Path, typer.Option(envvar="SLEDDOG_DATA_DIR", help="Where the service keeps its store, its key and its runs.")
+]
+JobId = Annotated[str, typer.Argument(help="As `sleddog jobs` lists it.")]
+SpecFile = Annotated[Path, typer.Argument(help="A job's spec: YAML, TOML or JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+DEFAULT_DATA_DIR = Path(".sleddog")
+
+
+def _clean_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Show an expected error as one clear line, and exit with 1."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except (SleddogError, FileNotFoundError, TimeoutError) as error:
+            err.print(f"sleddog: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+            raise typer.Exit(1) from None
+
+    return run
+
+
+@contextmanager
+def _client(url: str, api_key: str | None, data_dir: Path) -> Iterator[Client]:
+    key_path = Settings(data_dir).api_key_path
+    if api_key is None and key_path.exists():
+        api_key = key_path.read_text().strip()
+    with Client(url, api_key) as client:
+        yield client
+
+
+@app.command()
+@_clean_errors
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8700,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    database_url: Annotated[
+        str | None, typer.Option(envvar="SLEDDOG_DATABASE_URL", help="SQLAlchemy URL; SQLite in the data directory.")
+    ] = None,
+    runs_url: Annotated[
+        str | None, typer.Option(envvar="SLEDDOG_RUNS_URL", help="Root of the run directories, such as s3://….")
+    ] = None,
+    ray_dashboard_url: Annotated[
+        str | None, typer.Option(envvar="SLEDDOG_RAY_DASHBOARD_URL", help="An existing cluster; else a local one.")
+    ] = None,
+    ray_token_path: Annotated[
+        Path | None, typer.Option(envvar="SLEDDOG_RAY_TOKEN_PATH", help="File with that cluster's token.")
+    ] = None,
+    max_running_jobs: Annotated[int, typer.Option(min=1, help="More wait in the queue.")] = 1,
+) -> None:
+    """Run the service until Ctrl-C."""
+    from service.serve import ensure_first_key
+    from service.serve import serve as serve_forever
+
+    settings = Settings(
+        data_dir,
+        database_url=database_url,
+        runs_url=runs_url,
+        ray_dashboard_url=ray_dashboard_url,
+        ray_token_path=ray_token_path,
+        driver_python=sys.executable if ray_dashboard_url is None else "python",
+        max_running_jobs=max_running_jobs,
+    )
+    if key := ensure_first_key(settings):
+        out.print(f"API key, shown this once: [bold]{key}[/bold]", highlight=False, soft_wrap=True)
+        out.print(f"(also in {settings.api_key_path}, for this machine's command line)", highlight=False)
+    serve_forever(settings, host, port)
+
+
+@app.command()
+@_clean_errors
+def run(spec_file: SpecFile, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+    """Start a service, run one job on it to its end, print the report, and leave nothing running."""
+    from service.serve import ensure_first_key, served
+
+    spec = load_spec(spec_file)
+    settings = Settings(data_dir)
+    ensure_first_key(settings)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    out.print("Starting the service and a local Ray cluster …")
+    with served(settings) as url, _client(url, None, data_dir) as client:
+        job = client.jobs.create(spec)
+        out.print(f"Posted {spec_file} as {job.id}", highlight=False)
+        try:
+            _follow(client, job)
+        except (KeyboardInterrupt, SystemExit):
+            client.jobs.cancel(job.id)
+            err.print("cancelled")
+            raise typer.Exit(130) from None
+        print_report(client.jobs.report(job.id), out)
+
+
+@app.command()
+@_clean_errors
+def submit(
+    spec_file: SpecFile,
+    watch_it: Annotated[bool, typer.Option("--watch", help="Follow it to its end.")] = False,
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+    api_key: Key = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Post a job."""
+    with _client(url, api_key, data_dir) as client:
+        job = client.jobs.create(load_spec(spec_file))
+        _print_json(job) if as_json else out.print(job.id, highlight=False)
+        if watch_it:
+            _follow(client, job)
+
+
+@app.command()
+@_clean_errors
+def jobs(
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Newest jobs to show.")] = 20,
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+    api_key: Key = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """List jobs, newest first."""
+    with _client(url, api_key, data_dir) as client:
+        page = client.jobs.list(limit=limit)
+    if as_json:
+        _print_json(page)
+        return
+    table = Table("id", "name", "status", "created", "progress")
+    for job in page.data:
+        created = job.created_at.astimezone().strftime("%Y-%m-%d %H:%M")
+        state = job.error.message if job.error else describe_progress(job).strip()
+        table.add_row(job.id, job.name, job.status, created, state)
+    out.print(table)
+
+
+@app.command()
+@_clean_errors
+def watch(job_id: JobId, url: Url = DEFAULT_URL, api_key: Key = None, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+    """Follow a job to its end; Ctrl-C stops looking, not the job."""
+    with _client(url, api_key, data_dir) as client:
+        _follow(client, client.jobs.get(job_id))
+
+
+@app.command()
+@_clean_errors
+def logs(
+    job_id: JobId,
+    tail: Annotated[int | None, typer.Option(min=1, help="Only the last lines.")] = None,
+    url: Url = DEFAULT_URL,
+    api_key: Key = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Print what a job's driver and workers printed."""
+    with _client(url, api_key, data_dir) as client:
+        typer.echo(client.jobs.logs(job_id, tail=tail), nl=False)
+
+
+@app.command()
+@_clean_errors
+def cancel(job_id: JobId, url: Url = DEFAULT_URL, api_key: Key = None, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+    """Cancel a job."""
+    with _client(url, api_key, data_dir) as client:
+        out.print(client.jobs.cancel(job_id).status)
+
+
+@app.command()
+@_clean_errors
+def report(
+    job_id: JobId,
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+    api_key: Key = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Print what a finished job did."""
+    with _client(url, api_key, data_dir) as client:
+        document = client.jobs.report(job_id)
+    if as_json:
+        typer.echo(json.dumps(document, indent=2))
+    else:
+        print_report(document, out)
+
+
+def _follow(client: Client, job: Job) -> None:
+    with ProgressView(out) as view:
+        client.jobs.wait(job.id, on_update=view.update)
+
+
+def _print_json(model: Any) -> None:
+    typer.echo(model.model_dump_json(indent=2))
+
+
+if __name__ == "__main__":
+    app()

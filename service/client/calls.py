@@ -1,0 +1,155 @@
+"""The requests that both clients make, and how answers are read: written once, sent synchronously or not."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import httpx
+from pydantic import TypeAdapter, ValidationError
+
+from service.errors import (
+    BackendUnavailableError,
+    ConflictError,
+    InvalidSpecError,
+    NotAuthenticatedError,
+    NotFoundError,
+    ServiceUnreachableError,
+    SleddogError,
+    SourceNotFoundError,
+)
+from service.spec.job import JobSpec
+from service.spec.resources import Health, Job, JobEvent, JobStatus, Page, Problem, StepMetrics
+
+Answer = TypeVar("Answer")
+
+MAX_RETRIES = 4
+_RETRIED_STATUSES = {408, 429, 500, 502, 503, 504}
+_FIRST_DELAY_S, _LONGEST_DELAY_S = 0.2, 5.0
+
+_ERRORS: dict[str, type[SleddogError]] = {
+    error.code: error
+    for error in (
+        BackendUnavailableError,
+        ConflictError,
+        InvalidSpecError,
+        NotAuthenticatedError,
+        NotFoundError,
+        SourceNotFoundError,
+    )
+}
+
+
+@dataclass(frozen=True)
+class Call(Generic[Answer]):
+    """One request.
+
+    Attributes:
+        method, path, params, json, headers: as httpx takes them.
+        read: makes the answer of a successful response.
+
+    Every call may be repeated: reads change nothing, a cancel asks for the same end, a create carries a key.
+    """
+
+    method: str
+    path: str
+    read: Callable[[httpx.Response], Answer]
+    params: Mapping[str, Any] = field(default_factory=dict)
+    json: Any = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def request(self, http: httpx.Client | httpx.AsyncClient) -> httpx.Request:
+        """The request for a transport."""
+        params = {name: value for name, value in self.params.items() if value is not None}
+        return http.build_request(self.method, self.path, params=params, json=self.json, headers=dict(self.headers))
+
+
+def retry_delay_s(retry: int) -> float:
+    """Seconds before a repetition: doubling, with jitter so that many clients do not come back at once."""
+    jitter = random.uniform(0.5, 1.0)  # noqa: S311  no secret
+    return jitter * min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2.0**retry)
+
+
+def is_retried(response: httpx.Response) -> bool:
+    """Whether repeating the request may help."""
+    return response.status_code in _RETRIED_STATUSES
+
+
+def unreachable(url: httpx.URL, error: httpx.HTTPError) -> ServiceUnreachableError:
+    """The error for a service that does not answer."""
+    return ServiceUnreachableError(f"{url} does not answer ({error}); is `sleddog serve` running there?")
+
+
+def raise_for_problem(response: httpx.Response) -> None:
+    """Raise the error that a problem document stands for."""
+    if response.is_success:
+        return
+    try:
+        problem = Problem.model_validate_json(response.content)
+    except ValidationError:
+        raise ServiceUnreachableError(f"HTTP {response.status_code}: {response.text[:200]}") from None
+    kind = _ERRORS.get(problem.code, SleddogError)
+    if len(problem.errors) == 1:
+        raise kind(problem.errors[0].message, problem.errors[0].field or None)
+    raise kind(problem.detail)
+
+
+def _model(kind: Any) -> Callable[[httpx.Response], Any]:
+    adapter = TypeAdapter(kind)
+    return lambda response: adapter.validate_json(response.content)
+
+
+_read_job = _model(Job)
+_read_jobs = _model(Page[Job])
+_read_events = _model(Page[JobEvent])
+_read_metrics = _model(Page[StepMetrics])
+_read_health = _model(Health)
+
+
+def create_job(spec: JobSpec, idempotency_key: str | None) -> Call[Job]:
+    """POST /v1/jobs, with a key so that a repetition cannot make a second job."""
+    headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+    return Call("POST", "/v1/jobs", _read_job, json=spec.model_dump(mode="json"), headers=headers)
+
+
+def get_job(job_id: str) -> Call[Job]:
+    """GET /v1/jobs/{id}."""
+    return Call("GET", f"/v1/jobs/{job_id}", _read_job)
+
+
+def list_jobs(statuses: list[JobStatus] | None, after: str | None, limit: int) -> Call[Page[Job]]:
+    """GET /v1/jobs."""
+    return Call("GET", "/v1/jobs", _read_jobs, params={"status": statuses, "after": after, "limit": limit})
+
+
+def cancel_job(job_id: str) -> Call[Job]:
+    """POST /v1/jobs/{id}/cancel."""
+    return Call("POST", f"/v1/jobs/{job_id}/cancel", _read_job)
+
+
+def list_events(job_id: str, after: int, limit: int) -> Call[Page[JobEvent]]:
+    """GET /v1/jobs/{id}/events."""
+    return Call("GET", f"/v1/jobs/{job_id}/events", _read_events, params={"after": after, "limit": limit})
+
+
+def list_metrics(job_id: str, after: int, limit: int) -> Call[Page[StepMetrics]]:
+    """GET /v1/jobs/{id}/metrics."""
+    return Call("GET", f"/v1/jobs/{job_id}/metrics", _read_metrics, params={"after": after, "limit": limit})
+
+
+def get_logs(job_id: str, tail: int | None) -> Call[str]:
+    """GET /v1/jobs/{id}/logs."""
+    return Call("GET", f"/v1/jobs/{job_id}/logs", lambda response: response.text, params={"tail": tail})
+
+
+def get_report(job_id: str) -> Call[dict[str, Any]]:
+    """GET /v1/jobs/{id}/report."""
+    return Call("GET", f"/v1/jobs/{job_id}/report", lambda response: response.json())
+
+
+def get_health() -> Call[Health]:
+    """GET /healthz."""
+    return Call("GET", "/healthz", _read_health)

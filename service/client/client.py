@@ -1,0 +1,301 @@
+"""The Python client: `Client` blocks, `AsyncClient` awaits; both send the calls of `service.client.calls`.
+
+with Client("http://127.0.0.1:8700", api_key="sd-…") as client:
+job = client.jobs.create(load_spec("job.yaml"))
+client.jobs.wait(job.id)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import httpx
+
+from service.client import calls
+from service.client.calls import Call
+from service.errors import JobFailedError, NotAuthenticatedError
+from service.spec.job import JobSpec
+from service.spec.resources import Health, Job, JobEvent, JobStatus, Page, StepMetrics
+
+Answer = TypeVar("Answer")
+
+DEFAULT_URL = "http://127.0.0.1:8700"
+_PAGE = 1000
+
+
+def _options(url: str | None, api_key: str | None, timeout_s: float) -> dict[str, Any]:
+    key = api_key or os.environ.get("SLEDDOG_API_KEY") or _key_from_file()
+    if key is None:
+        raise NotAuthenticatedError("give api_key, or set SLEDDOG_API_KEY or SLEDDOG_API_KEY_FILE")
+    return {
+        "base_url": url or os.environ.get("SLEDDOG_URL") or DEFAULT_URL,
+        "headers": {"Authorization": f"Bearer {key}"},
+        "timeout": timeout_s,
+    }
+
+
+def _key_from_file() -> str | None:
+    path = os.environ.get("SLEDDOG_API_KEY_FILE")
+    return Path(path).read_text().strip() if path else None
+
+
+class Client:
+    """A blocking client.
+
+    Args:
+        url: of the service; by default `SLEDDOG_URL`, else this machine.
+        api_key: by default `SLEDDOG_API_KEY`, else the content of the file `SLEDDOG_API_KEY_FILE`.
+        timeout_s: of each request.
+        transport: another way to send requests, such as a test's.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout_s: float = 30.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._http = httpx.Client(**_options(url, api_key, timeout_s), transport=transport)
+        self.jobs = Jobs(self)
+
+    def health(self) -> Health:
+        """Whether the service answers."""
+        return self.send(calls.get_health())
+
+    def send(self, call: Call[Answer]) -> Answer:
+        """Send a call, again when the service is busy or away for a moment.
+
+        Raises:
+            SleddogError: the kind that the service answered; ServiceUnreachableError when it did not.
+        """
+        for retry in range(calls.MAX_RETRIES + 1):
+            is_last = retry == calls.MAX_RETRIES
+            try:
+                response = self._http.send(call.request(self._http))
+            except httpx.TransportError as error:
+                if is_last:
+                    raise calls.unreachable(self._http.base_url, error) from error
+            else:
+                if is_last or not calls.is_retried(response):
+                    calls.raise_for_problem(response)
+                    return call.read(response)
+            time.sleep(calls.retry_delay_s(retry))
+        raise AssertionError("the last try returns or raises")
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+
+class Jobs:
+    """`client.jobs`."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def create(self, spec: JobSpec, *, idempotency_key: str | None = None) -> Job:
+        """Post a job; safe to repeat with the same key."""
+        return self._client.send(calls.create_job(spec, idempotency_key))
+
+    def get(self, job_id: str) -> Job:
+        """How a job stands."""
+        return self._client.send(calls.get_job(job_id))
+
+    def list(self, *, statuses: list[JobStatus] | None = None, after: str | None = None, limit: int = 50) -> Page[Job]:
+        """One page of jobs, newest first."""
+        return self._client.send(calls.list_jobs(statuses, after, limit))
+
+    def cancel(self, job_id: str) -> Job:
+        """Cancel a job."""
+        return self._client.send(calls.cancel_job(job_id))
+
+    def events(self, job_id: str, *, after: int = 0, limit: int = _PAGE) -> Page[JobEvent]:
+        """One page of a job's events."""
+        return self._client.send(calls.list_events(job_id, after, limit))
+
+    def metrics(self, job_id: str) -> builtins.list[StepMetrics]:
+        """Metrics of all steps so far."""
+        metrics: builtins.list[StepMetrics] = []
+        while True:
+            page = self._client.send(calls.list_metrics(job_id, metrics[-1].step if metrics else 0, _PAGE))
+            metrics += page.data
+            if not page.has_more:
+                return metrics
+
+    def logs(self, job_id: str, *, tail: int | None = None) -> str:
+        """What the job printed."""
+        return self._client.send(calls.get_logs(job_id, tail))
+
+    def report(self, job_id: str) -> dict[str, Any]:
+        """What a finished job did."""
+        return self._client.send(calls.get_report(job_id))
+
+    def stream_events(self, job_id: str, *, after: int = 0, poll_s: float = 0.5) -> Iterator[JobEvent]:
+        """Events as they come, until the job has ended."""
+        while True:
+            is_over = self.get(job_id).is_terminal
+            page = self.events(job_id, after=after)
+            yield from page.data
+            after = page.data[-1].sequence if page.data else after
+            if is_over and not page.has_more:
+                return
+            if not page.has_more:
+                time.sleep(poll_s)
+
+    def wait(
+        self,
+        job_id: str,
+        *,
+        poll_s: float = 0.5,
+        timeout_s: float | None = None,
+        on_update: Callable[[Job], None] | None = None,
+    ) -> Job:
+        """Wait until a job has succeeded.
+
+        Args:
+            job_id: of the job.
+            poll_s: seconds between two looks.
+            timeout_s: patience; None waits for ever.
+            on_update: told of every look.
+
+        Raises:
+            JobFailedError: it failed or was cancelled.
+            TimeoutError: patience ran out; the job goes on.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            job = self.get(job_id)
+            if on_update is not None:
+                on_update(job)
+            if job.is_terminal:
+                return require_success(job)
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError(f"job {job_id} is still {job.status} after {timeout_s} s")
+            time.sleep(poll_s)
+
+
+def require_success(job: Job) -> Job:
+    """Return a succeeded job.
+
+    Raises:
+        JobFailedError: it failed, with the job's own reason, or was cancelled.
+    """
+    if job.status == "succeeded":
+        return job
+    reason = f" ({job.error.code}): {job.error.message}" if job.error else ""
+    raise JobFailedError(f"job {job.id} {job.status}{reason}", job.error.field if job.error else None)
+
+
+class AsyncClient:
+    """As `Client`, awaited."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout_s: float = 30.0,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._http = httpx.AsyncClient(**_options(url, api_key, timeout_s), transport=transport)
+        self.jobs = AsyncJobs(self)
+
+    async def health(self) -> Health:
+        """As `Client.health`."""
+        return await self.send(calls.get_health())
+
+    async def send(self, call: Call[Answer]) -> Answer:
+        """As `Client.send`."""
+        for retry in range(calls.MAX_RETRIES + 1):
+            is_last = retry == calls.MAX_RETRIES
+            try:
+                response = await self._http.send(call.request(self._http))
+            except httpx.TransportError as error:
+                if is_last:
+                    raise calls.unreachable(self._http.base_url, error) from error
+            else:
+                if is_last or not calls.is_retried(response):
+                    calls.raise_for_problem(response)
+                    return call.read(response)
+            await asyncio.sleep(calls.retry_delay_s(retry))
+        raise AssertionError("the last try returns or raises")
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self.close()
+
+
+class AsyncJobs:
+    """`async_client.jobs`: as `Jobs`, awaited."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    async def create(self, spec: JobSpec, *, idempotency_key: str | None = None) -> Job:
+        """As `Jobs.create`."""
+        return await self._client.send(calls.create_job(spec, idempotency_key))
+
+    async def get(self, job_id: str) -> Job:
+        """As `Jobs.get`."""
+        return await self._client.send(calls.get_job(job_id))
+
+    async def list(
+        self, *, statuses: list[JobStatus] | None = None, after: str | None = None, limit: int = 50
+    ) -> Page[Job]:
+        """As `Jobs.list`."""
+        return await self._client.send(calls.list_jobs(statuses, after, limit))
+
+    async def cancel(self, job_id: str) -> Job:
+        """As `Jobs.cancel`."""
+        return await self._client.send(calls.cancel_job(job_id))
+
+    async def events(self, job_id: str, *, after: int = 0, limit: int = _PAGE) -> Page[JobEvent]:
+        """As `Jobs.events`."""
+        return await self._client.send(calls.list_events(job_id, after, limit))
+
+    async def logs(self, job_id: str, *, tail: int | None = None) -> str:
+        """As `Jobs.logs`."""
+        return await self._client.send(calls.get_logs(job_id, tail))
+
+    async def report(self, job_id: str) -> dict[str, Any]:
+        """As `Jobs.report`."""
+        return await self._client.send(calls.get_report(job_id))
+
+    async def stream_events(self, job_id: str, *, after: int = 0, poll_s: float = 0.5) -> AsyncIterator[JobEvent]:
+        """As `Jobs.stream_events`."""
+        while True:
+            is_over = (await self.get(job_id)).is_terminal
+            page = await self.events(job_id, after=after)
+            for event in page.data:
+                yield event
+            after = page.data[-1].sequence if page.data else after
+            if is_over and not page.has_more:
+                return
+            if not page.has_more:
+                await asyncio.sleep(poll_s)
+
+    async def wait(self, job_id: str, *, poll_s: float = 0.5) -> Job:
+        """As `Jobs.wait`; limit it with `asyncio.timeout`."""
+        while not (job := await self.get(job_id)).is_terminal:
+            await asyncio.sleep(poll_s)
+        return require_success(job)

@@ -1,0 +1,111 @@
+"""Live progress of a job: a panel that redraws itself in a terminal, a line per change elsewhere."""
+
+from __future__ import annotations
+
+from collections import deque
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from service.client.report_view import sparkline
+from service.spec.event import STAGES, Stage
+from service.spec.resources import Job, JobProgress
+
+_LOSSES_KEPT = 60
+
+
+class ProgressView:
+    """Shows a job while it runs; give its `update` to `Jobs.wait`.
+
+    Args:
+        console: where to.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
+        self._losses: deque[float] = deque(maxlen=_LOSSES_KEPT)
+        self._last_line = ""
+        self._last_step: int | None = None
+
+    def update(self, job: Job) -> None:
+        """Show how the job stands now."""
+        progress = job.progress
+        if progress.step != self._last_step and progress.loss is not None:
+            self._losses.append(progress.loss)
+            self._last_step = progress.step
+        if self._live is not None:
+            self._live.update(self._panel(job))
+            return
+        line = f"{job.id} {job.status}{describe_progress(job)}"
+        if line != self._last_line:
+            self._console.print(line, soft_wrap=True, highlight=False, markup=False)
+            self._last_line = line
+
+    def _panel(self, job: Job) -> RenderableType:
+        progress = job.progress
+        heading = Text(f"{job.name}  {job.id}  ", style="bold") + Text(job.status, style="cyan")
+        if job.queue_position is not None:
+            heading.append(f"  number {job.queue_position} in the queue")
+        stages = Text("  ").join(_stage_text(stage, progress) for stage in STAGES)
+        bar = Table.grid(padding=(0, 1))
+        done, total = _done_and_total(progress)
+        bar.add_row(ProgressBar(total=total or 1, completed=done or 0, width=40, pulse=total is None))
+        lines: list[RenderableType] = [heading, stages, bar, Text(describe_progress(job).lstrip())]
+        if self._losses:
+            lines.append(Text(f"loss {sparkline(list(self._losses))}"))
+        return Group(*lines)
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+
+def describe_progress(job: Job) -> str:
+    """Stage, task or step, and what is known of the step, in one line."""
+    progress = job.progress
+    if job.is_terminal or progress.stage is None:
+        return "" if job.queue_position is None else f"  number {job.queue_position} in the queue"
+    if progress.stage == "train" and progress.loss is not None:
+        return (
+            f"  train  step {progress.step}/{progress.total_steps}  loss {progress.loss:.3f}"
+            f"  {progress.tokens_per_s:,.0f} tokens/s"
+            f"  balance loss {progress.balance_loss:.4f} (floor {progress.balance_loss_floor:.4f})"
+            f"  lr {progress.learning_rate:.2e}  ETA {duration(progress.eta_s or 0)}"
+        )
+    if progress.task is None:
+        return f"  {progress.stage}"
+    of_total = "" if progress.total is None else f"/{progress.total:,}"
+    return f"  {progress.stage}  {progress.task}: {progress.done:,}{of_total} {progress.unit}"
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, as in 1:02:03 or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _stage_text(stage: Stage, progress: JobProgress) -> Text:
+    now = STAGES.index(progress.stage) if progress.stage in STAGES else -1
+    place = STAGES.index(stage)
+    mark, style = ("✔", "green") if place < now else ("●", "bold cyan") if place == now else ("○", "dim")
+    return Text(f"{mark} {stage}", style=style)
+
+
+def _done_and_total(progress: JobProgress) -> tuple[int | None, int | None]:
+    if progress.stage == "train":
+        return progress.step, progress.total_steps
+    return progress.done, progress.total

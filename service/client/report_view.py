@@ -1,0 +1,122 @@
+"""A finished job's report, as tables for a terminal 100 columns wide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+_BARS = "▁▂▃▄▅▆▇█"
+_CURVE_WIDTH = 60
+_ANSWER_CHARS = 240
+
+
+def print_report(report: dict[str, Any], console: Console) -> None:
+    """Print it."""
+    parts: list[RenderableType] = [
+        _sources(report["data"]),
+        _mixture(report["data"]),
+        _packing(report["data"]["packing"]),
+        _training(report["train"], report["model"]),
+        _balance(report["train"]),
+        _held_out(report["held_out"], report["data"]),
+        *(_sample(sample) for sample in report["samples"]),
+        _outcome(report),
+    ]
+    console.print(Group(*parts))
+
+
+def sparkline(values: Sequence[float], width: int = _CURVE_WIDTH) -> str:
+    """A curve in one line of text, from its smallest value to its largest."""
+    if not values:
+        return ""
+    picked = [values[position * len(values) // width] for position in range(width)] if len(values) > width else values
+    low, high = min(picked), max(picked)
+    span = (high - low) or 1.0
+    return "".join(_BARS[round((value - low) / span * (len(_BARS) - 1))] for value in picked)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    return table
+
+
+def _sources(data: dict[str, Any]) -> Table:
+    table = _table("\nWhat came in", "source", "category", "rows", "malformed", "exact dup.", "near dup.", "kept")
+    for source in data["sources"]:
+        counts = ("rows_read", "rows_rejected", "exact_duplicates", "near_duplicates", "rows_kept")
+        table.add_row(source["name"], source["category"], *(f"{source[count]:,}" for count in counts))
+    return table
+
+
+def _mixture(data: dict[str, Any]) -> Table:
+    table = _table("\nThe mix", "category", "asked", "share", "examples", "tokens", "trained")
+    for line in data["mixture"]:
+        asked = "all" if line["asked_fraction"] is None else f"{line['asked_fraction']:.1%}"
+        counts = (f"{line[name]:,}" for name in ("examples", "tokens", "trained_tokens"))
+        table.add_row(line["category"], asked, f"{line['fraction']:.1%}", *counts)
+    return table
+
+
+def _packing(packing: dict[str, Any]) -> str:
+    return (
+        f"\n[bold]Packing[/bold]  {packing['documents']:,} conversations in {packing['rows']:,} rows of "
+        f"{packing['sequence_length']:,} tokens (least possible {packing['bound_rows']:,}): "
+        f"fill {packing['fill']:.2%}, trainable tokens {packing['trained_fraction']:.1%}, "
+        f"{packing['truncated']} truncated, {packing['dropped']} dropped"
+    )
+
+
+def _training(train: dict[str, Any], model: dict[str, Any]) -> str:
+    rates = [rate for _, rate in train["learning_rate_curve"]]
+    losses = [loss for _, loss in train["loss_curve"]]
+    return (
+        f"\n[bold]Training[/bold]  {model['num_params']:,} parameters, {model['num_active_params']:,} active; "
+        f"{train['steps']} steps over {train['epochs']:g} epochs, {train['tokens_per_s']:,.0f} tokens/s, "
+        f"{train['restarts']} restarts\n"
+        f"  learning rate  {sparkline(rates)}  {train['warmup_steps']} steps warm-up to "
+        f"{train['learning_rate']:g}, then {train['schedule']}\n"
+        f"  loss           {sparkline(losses)}  {losses[0]:.3f} → {losses[-1]:.3f}"
+    )
+
+
+def _balance(train: dict[str, Any]) -> str:
+    layers = "  ".join(f"{value:.5f}" for value in train["balance_loss_per_layer"])
+    floor = train["balance_loss_floor"]
+    return (
+        f"\n[bold]Balance loss[/bold]  per layer {layers}; sum {train['balance_loss']:.4f}, "
+        f"at perfect balance {floor:.4f}"
+    )
+
+
+def _held_out(held_out: dict[str, dict[str, float]], data: dict[str, Any]) -> Table:
+    table = _table("\nHeld-out loss, nats per token", "category", "examples", "before", "after", "change")
+    examples = {line["category"]: line["examples"] for line in data["held_out"]}
+    for category, before in held_out["before"].items():
+        after = held_out["after"][category]
+        change = f"{(after - before) / before:+.1%}"
+        table.add_row(category, f"{examples[category]:,}", f"{before:.3f}", f"{after:.3f}", change)
+    return table
+
+
+def _sample(sample: dict[str, str]) -> str:
+    before, after = (escape(" ".join(sample[when].split())[:_ANSWER_CHARS]) for when in ("before", "after"))
+    return f"\n[bold]{escape(sample['prompt'])}[/bold]\n  [dim]before[/dim] {before}\n  [dim]after [/dim] {after}"
+
+
+def _outcome(report: dict[str, Any]) -> str:
+    stages = ", ".join(
+        f"{stage['stage']} {stage['duration_s']:.1f} s{' (reused)' if stage['reused'] else ''}"
+        for stage in report["stages"]
+    )
+    export = report["export"]
+    return (
+        f"\n[bold]Stages[/bold]  {stages}\n"
+        f"[bold]Checkpoint[/bold]  {export['path']}\n  {export['bytes']:,} bytes in {export['files']} shards, "
+        "read back bit-identical"
+    )

@@ -1,0 +1,70 @@
+"""Specs as people write them: YAML, TOML or JSON files, with paths relative to the file."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from service.errors import InvalidSpecError
+from service.spec.base import field_errors
+from service.spec.job import JobSpec
+
+_SUFFIXES = (".yaml", ".yml", ".toml", ".json")
+
+
+def load_spec(path: Path | str) -> JobSpec:
+    """Read and check a job's spec.
+
+    Relative source URIs and checkpoint or tokenizer paths are taken from the file's own directory: the service, which
+    may run elsewhere, takes absolute ones only.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InvalidSpecError: it is not YAML, TOML or JSON, or not a job; every fault is named with its field's path.
+    """
+    path = Path(path)
+    document = _parse(path)
+    if isinstance(document, dict):
+        _make_absolute(document, path.resolve().parent)
+    try:
+        return JobSpec.model_validate(document)
+    except ValidationError as error:
+        faults = field_errors(error.errors(), document)
+        if len(faults) == 1:
+            raise InvalidSpecError(faults[0].message, faults[0].field or None) from None
+        lines = "".join(f"\n  {fault.field}: {fault.message}" for fault in faults)
+        raise InvalidSpecError(f"{path} has {len(faults)} faults:{lines}") from None
+
+
+def _parse(path: Path) -> Any:
+    if path.suffix not in _SUFFIXES:
+        raise InvalidSpecError(f"{path}: a spec ends in {', '.join(_SUFFIXES)}")
+    text = path.read_text()
+    try:
+        if path.suffix == ".toml":
+            return tomllib.loads(text)
+        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
+        raise InvalidSpecError(f"{path} cannot be parsed: {error}") from error
+
+
+def _make_absolute(document: dict[str, Any], directory: Path) -> None:
+    data, model = document.get("data"), document.get("model")
+    sources = data.get("sources") if isinstance(data, dict) else None
+    for source in sources if isinstance(sources, list) else []:
+        _join(source, "uri", directory)
+    if isinstance(model, dict):
+        _join(model, "base", directory)
+        _join(model.get("base"), "path", directory)
+        _join(model.get("tokenizer"), "path", directory)
+
+
+def _join(holder: Any, key: str, directory: Path) -> None:
+    value = holder.get(key) if isinstance(holder, dict) else None
+    if isinstance(value, str) and "://" not in value and not value.startswith("/"):
+        holder[key] = str(directory / value)

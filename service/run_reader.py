@@ -1,0 +1,52 @@
+"""The control plane's view of a run directory: writes the spec, reads events and the report.
+
+The cluster's side is `ray_jobs.run_directory`; both follow `service.spec.event`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from service.spec.event import EVENTS_DIRECTORY, REPORT_FILE, SPEC_FILE, Event
+from service.spec.job import JobSpec
+
+
+def write_spec(run_url: str, spec: JobSpec) -> None:
+    """Put the spec where the driver reads it; whole or not at all."""
+    filesystem, directory = url_to_fs(run_url)
+    filesystem.makedirs(directory, exist_ok=True)
+    content, path = spec.canonical_json().encode(), f"{directory}/{SPEC_FILE}"
+    if isinstance(filesystem, LocalFileSystem):
+        temporary = f"{path}.{uuid.uuid4().hex}.part"
+        filesystem.pipe_file(temporary, content)
+        os.replace(temporary, path)
+    else:
+        filesystem.pipe_file(path, content)
+
+
+def new_segments(run_url: str, known: Collection[str]) -> Iterator[tuple[str, list[Event]]]:
+    """Event segments that are not known yet, in order of writing: name and events."""
+    filesystem, directory = url_to_fs(f"{run_url}/{EVENTS_DIRECTORY}")
+    if not filesystem.exists(directory):
+        return
+    filesystem.invalidate_cache(directory)
+    names = {path.rpartition("/")[2] for path in filesystem.ls(directory, detail=False)}
+    for name in sorted(name for name in names if name.endswith(".jsonl") and name not in known):
+        lines = filesystem.cat_file(f"{directory}/{name}").splitlines()
+        yield name, [Event.model_validate_json(line) for line in lines]
+
+
+def read_report(run_url: str) -> dict[str, Any] | None:
+    """The outcome that the driver wrote last; None until then."""
+    filesystem, path = url_to_fs(f"{run_url}/{REPORT_FILE}")
+    if not filesystem.exists(path):
+        return None
+    report: dict[str, Any] = json.loads(filesystem.cat_file(path))
+    return report

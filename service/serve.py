@@ -1,0 +1,54 @@
+"""Running a control plane: store, cluster, REST API, in one process until told to stop."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from service.api.app import control_plane, create_app, open_backend, open_store
+from service.settings import Settings
+
+
+def ensure_first_key(settings: Settings) -> str | None:
+    """Make the first API key, if there is none yet.
+
+    Returns:
+        The key, to be shown this once; it also lies in `settings.api_key_path`, readable by its owner only.
+    """
+    key = open_store(settings).make_first_key()
+    if key is not None:
+        settings.api_key_path.touch(mode=0o600)
+        settings.api_key_path.chmod(0o600)
+        settings.api_key_path.write_text(key)
+    return key
+
+
+def serve(settings: Settings, host: str, port: int) -> None:
+    """Serve until SIGINT or SIGTERM."""
+    store = open_store(settings)
+    with open_backend(settings) as backend:
+        app = create_app(control_plane(settings, store, backend))
+        uvicorn.run(app, host=host, port=port, log_level="info", access_log=False)
+
+
+@contextmanager
+def served(settings: Settings) -> Iterator[str]:
+    """Serve on a free port of loopback for as long as the block lasts; gives the URL."""
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    store = open_store(settings)
+    with open_backend(settings) as backend, socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        app = create_app(control_plane(settings, store, backend))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="api")
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()

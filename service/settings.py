@@ -1,0 +1,51 @@
+"""How a control plane is set up: flags of `sleddog serve`, or `SLEDDOG_…` variables."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of one control plane.
+
+    Attributes:
+        data_dir: the store, the API key and, by default, the run directories.
+        database_url: SQLAlchemy URL; by default SQLite in `data_dir`.
+        runs_url: root of the run directories, as control plane and cluster both see it.
+        ray_dashboard_url: of an existing cluster, such as `https://ray.example:8265`; None starts a local head.
+        ray_token_path: file with the cluster's authentication token; needed with `ray_dashboard_url`.
+        driver_module: the module that a job's driver runs.
+        driver_python: interpreter on the cluster.
+        max_running_jobs: more wait in the queue.
+        max_attempts: starts of a job's driver before a lost one counts as failure.
+        reconcile_interval_s: seconds between two looks at the cluster.
+    """
+
+    data_dir: Path
+    database_url: str | None = None
+    runs_url: str | None = None
+    ray_dashboard_url: str | None = None
+    ray_token_path: Path | None = None
+    driver_module: str = "ray_jobs.finetune"
+    driver_python: str = sys.executable
+    max_running_jobs: int = 1
+    max_attempts: int = 3
+    reconcile_interval_s: float = 0.5
+
+    @property
+    def resolved_database_url(self) -> str:
+        """The store's URL."""
+        return self.database_url or f"sqlite:///{self.data_dir.resolve() / 'sleddog.db'}"
+
+    @property
+    def resolved_runs_url(self) -> str:
+        """The run directories' root."""
+        return (self.runs_url or str(self.data_dir.resolve() / "runs")).rstrip("/")
+
+    @property
+    def api_key_path(self) -> Path:
+        """Where the key of the first start is kept for the local command line, readable by its owner only."""
+        return self.data_dir / "api-key"

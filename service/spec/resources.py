@@ -1,0 +1,142 @@
+"""What the REST API answers: the same models on both sides of the wire."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from service.errors import Fault
+from service.spec.event import Event, Stage
+from service.spec.job import JobSpec
+
+JobStatus = Literal["queued", "submitting", "running", "cancelling", "succeeded", "failed", "cancelled"]
+TERMINAL_STATUSES: frozenset[JobStatus] = frozenset({"succeeded", "failed", "cancelled"})
+ACTIVE_STATUSES: frozenset[JobStatus] = frozenset({"submitting", "running", "cancelling"})
+
+
+class Resource(BaseModel):
+    """Base of all answers; unknown fields are ignored, so an older client can read a newer server."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+
+class JobError(Resource):
+    """Why a job failed."""
+
+    code: str
+    """Stable word for programs, such as `bad_row`."""
+    fault: Fault
+    """Who can mend it."""
+    message: str
+    field: str | None = None
+    """Dotted path of the spec field at fault, if one is."""
+
+
+class JobProgress(Resource):
+    """How far a job is; null where not known yet."""
+
+    stage: Stage | None = None
+    task: str | None = None
+    """What the stage is doing, in words."""
+    done: int | None = None
+    """Units of the task done."""
+    total: int | None = None
+    """Units of the task in all."""
+    unit: str | None = None
+    step: int | None = None
+    """Optimiser steps done."""
+    total_steps: int | None = None
+    epoch: float | None = None
+    loss: float | None = None
+    """Nats per trained token, of the last step."""
+    learning_rate: float | None = None
+    tokens_per_s: float | None = None
+    balance_loss: float | None = None
+    """Sum over layers, of the last step."""
+    balance_loss_floor: float | None = None
+    """The same at perfect balance."""
+    eta_s: float | None = None
+    """Seconds until the last training step."""
+
+
+class Job(Resource):
+    """A fine-tuning job."""
+
+    id: str
+    name: str
+    status: JobStatus
+    attempt: int
+    """Times the driver was started; 0 while queued."""
+    queue_position: int | None = None
+    """1 for the next to start; null unless queued."""
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    run_url: str
+    """The run directory: events, checkpoints, evaluations, export."""
+    progress: JobProgress
+    error: JobError | None = None
+    """Set when the status is `failed`."""
+    spec: JobSpec
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the job has ended, one way or another."""
+        return self.status in TERMINAL_STATUSES
+
+
+class JobEvent(Event):
+    """An event with its place in the job's history."""
+
+    sequence: int
+    """Rises by 1 with each event of the job; what `after` takes."""
+
+
+class StepMetrics(Resource):
+    """What one optimiser step said of itself; of a step taken twice, the last word."""
+
+    step: int
+    data: dict[str, JsonValue]
+    """As the `train.step` event lists it."""
+
+
+Item = TypeVar("Item")
+
+
+class Page(Resource, Generic[Item]):
+    """A part of a list."""
+
+    data: list[Item]
+    has_more: bool
+    """Whether asking with `after` set to the last item's key gives more."""
+
+
+class Health(Resource):
+    """Whether the service can do its work."""
+
+    status: Literal["ok", "unavailable"]
+    store: str = "ok"
+    cluster: str = "ok"
+    version: str = ""
+
+
+class FieldProblem(Resource):
+    """One fault of a request."""
+
+    field: str
+    """Dotted path in the body, such as `data.sources.0.uri`."""
+    message: str
+
+
+class Problem(Resource):
+    """An error, as RFC 9457 problem details."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    code: str
+    """Stable word for programs."""
+    errors: list[FieldProblem] = Field(default_factory=list)

@@ -1,0 +1,29 @@
+"""How a job's progress follows from its events."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from service.spec.event import Event
+from service.spec.resources import JobProgress
+
+_TASK_FIELDS = ("task", "done", "total", "unit")
+_STEP_FIELDS = tuple(set(JobProgress.model_fields) - {"stage", *_TASK_FIELDS})
+
+
+def fold_progress(progress: dict[str, Any], event: Event) -> dict[str, Any]:
+    """Progress after one more event.
+
+    Args:
+        progress: a `JobProgress` as a dictionary.
+        event: the next one.
+    """
+    if event.type == "stage.started":
+        return {**progress, "stage": event.stage, **dict.fromkeys(_TASK_FIELDS)}
+    if event.type == "stage.progress":
+        return {**progress, "stage": event.stage, **{name: event.data.get(name) for name in _TASK_FIELDS}}
+    if event.type == "train.started":
+        return {**progress, "step": event.data["start_step"], "total_steps": event.data["total_steps"]}
+    if event.type == "train.step":
+        return {**progress, **{name: event.data.get(name) for name in _STEP_FIELDS}}
+    return progress

@@ -1,0 +1,332 @@
+"""The store: every change of a job's state is a compare-and-set in one transaction.
+
+The store is the truth about what was asked and decided; Ray is only observed. So a caller first writes what it is about
+to do, then does it, and after a crash the reconciler finds the intent here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Engine, create_engine, event, func, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from service.errors import ConflictError, NotFoundError
+from service.spec.event import Event
+from service.spec.job import JobSpec
+from service.spec.resources import Job, JobError, JobEvent, JobProgress, JobStatus, StepMetrics
+from service.store.models import ApiKeyRow, EventRow, IdempotencyRow, JobRow, SegmentRow
+from service.store.progress import fold_progress
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+_SQLITE_BUSY_TIMEOUT_MS = 10_000
+
+
+def open_engine(url: str) -> Engine:
+    """Connect, with SQLite made durable and concurrent: write-ahead log, waits instead of failing, foreign keys."""
+    engine = create_engine(url)
+    if engine.dialect.name == "sqlite":
+
+        @event.listens_for(engine, "connect")
+        def _set_pragmas(connection: Any, _record: Any) -> None:
+            for pragma in ("journal_mode=WAL", f"busy_timeout={_SQLITE_BUSY_TIMEOUT_MS}", "foreign_keys=ON"):
+                connection.execute(f"PRAGMA {pragma}")
+
+    return engine
+
+
+def migrate(engine: Engine) -> None:
+    """Bring the schema to this version; safe to repeat."""
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def new_job_id() -> str:
+    """Sortable by time, unguessable, and safe as a file name and a Ray submission id."""
+    return f"job-{int(time.time()):x}-{secrets.token_hex(4)}"
+
+
+class Store:
+    """Jobs, their events, and API keys.
+
+    Args:
+        engine: of a migrated database.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Session]:
+        with Session(self._engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def ping(self) -> None:
+        """Raise when the database does not answer."""
+        with self._transaction() as session:
+            session.execute(select(1))
+
+    # --- keys
+
+    def make_first_key(self) -> str | None:
+        """A new API key when there is none yet; the only moment at which it can be read."""
+        with self._transaction() as session:
+            if session.scalar(select(func.count()).select_from(ApiKeyRow)):
+                return None
+            key = f"sd-{secrets.token_urlsafe(32)}"
+            session.add(ApiKeyRow(sha256=_sha256(key), created_at=datetime.now(UTC)))
+            return key
+
+    def knows_key(self, key: str) -> bool:
+        """Whether the key is valid. Looking its hash up tells an attacker nothing about the key."""
+        with self._transaction() as session:
+            return session.get(ApiKeyRow, _sha256(key)) is not None
+
+    # --- jobs
+
+    def create_job(self, spec: JobSpec, runs_url: str, idempotency_key: str | None = None) -> tuple[Job, bool]:
+        """Accept a job.
+
+        Args:
+            spec: what is asked.
+            runs_url: root of the run directories.
+            idempotency_key: the same key with the same spec gives the same job again.
+
+        Returns:
+            The job, and whether it is new.
+
+        Raises:
+            ConflictError: the key was used with another spec.
+        """
+        job_id, digest = new_job_id(), spec.sha256()
+        row = JobRow(
+            id=job_id,
+            name=spec.name,
+            status="queued",
+            attempt=0,
+            spec=spec.model_dump(mode="json"),
+            spec_sha256=digest,
+            run_url=f"{runs_url}/{job_id}",
+            created_at=datetime.now(UTC),
+            progress={},
+        )
+        try:
+            with self._transaction() as session:
+                session.add(row)
+                session.flush()
+                if idempotency_key is not None:
+                    session.add(IdempotencyRow(key=idempotency_key, body_sha256=digest, job_id=job_id))
+        except IntegrityError:
+            if idempotency_key is None:
+                raise
+            return self._job_of_key(idempotency_key, digest), False
+        return self.get_job(job_id), True
+
+    def _job_of_key(self, key: str, digest: str) -> Job:
+        with self._transaction() as session:
+            used = session.get_one(IdempotencyRow, key)
+        if used.body_sha256 != digest:
+            raise ConflictError("this Idempotency-Key was used with another body; use a new one", "Idempotency-Key")
+        return self.get_job(used.job_id)
+
+    def get_job(self, job_id: str) -> Job:
+        """One job.
+
+        Raises:
+            NotFoundError: there is none of this id.
+        """
+        with self._transaction() as session:
+            row = session.get(JobRow, job_id)
+            if row is None:
+                raise NotFoundError(f"there is no job {job_id!r}")
+            return _job(row, self._queue_position(session, row))
+
+    def list_jobs(
+        self, *, statuses: Collection[JobStatus] = (), after: str | None = None, limit: int = 100
+    ) -> tuple[list[Job], bool]:
+        """Jobs, newest first, from the one after `after` on; and whether there are more.
+
+        Raises:
+            NotFoundError: `after` is no job.
+        """
+        query = select(JobRow).order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit + 1)
+        if statuses:
+            query = query.where(JobRow.status.in_(statuses))
+        if after is not None:
+            last = self.get_job(after)
+            older = (JobRow.created_at < last.created_at) | (
+                (JobRow.created_at == last.created_at) & (JobRow.id < last.id)
+            )
+            query = query.where(older)
+        with self._transaction() as session:
+            rows = session.scalars(query).all()
+            jobs = [_job(row, self._queue_position(session, row)) for row in rows[:limit]]
+        return jobs, len(rows) > limit
+
+    def unfinished_jobs(self) -> list[Job]:
+        """All jobs that have not ended, oldest first."""
+        statuses = ("queued", "submitting", "running", "cancelling")
+        with self._transaction() as session:
+            query = select(JobRow).where(JobRow.status.in_(statuses)).order_by(JobRow.created_at, JobRow.id)
+            return [_job(row, None) for row in session.scalars(query)]
+
+    def _queue_position(self, session: Session, row: JobRow) -> int | None:
+        if row.status != "queued":
+            return None
+        earlier = (JobRow.created_at < row.created_at) | ((JobRow.created_at == row.created_at) & (JobRow.id < row.id))
+        ahead = select(func.count()).select_from(JobRow).where(JobRow.status == "queued", earlier)
+        return 1 + (session.scalar(ahead) or 0)
+
+    def change_status(
+        self,
+        job: Job,
+        status: JobStatus,
+        *,
+        attempt: int | None = None,
+        error: JobError | None = None,
+    ) -> bool:
+        """Move a job on, if it still stands as the caller saw it.
+
+        Args:
+            job: as read before; its status and attempt are compared.
+            status: the new one.
+            attempt: the new attempt, if it rises.
+            error: for `failed`.
+
+        Returns:
+            False when somebody else was faster; nothing was changed then.
+        """
+        now = datetime.now(UTC)
+        values: dict[str, Any] = {"status": status}
+        if attempt is not None:
+            values["attempt"] = attempt
+        if status == "running" and job.started_at is None:
+            values["started_at"] = now
+        if status in ("succeeded", "failed", "cancelled"):
+            values["finished_at"] = now
+        if error is not None:
+            values["error"] = error.model_dump()
+        same = (JobRow.id == job.id) & (JobRow.status == job.status) & (JobRow.attempt == job.attempt)
+        with self._transaction() as session:
+            changed = session.execute(update(JobRow).where(same).values(**values))
+            return bool(changed.rowcount == 1)  # type: ignore[attr-defined]
+
+    def request_cancel(self, job_id: str) -> Job:
+        """Cancel a job: at once when it has not started, else by asking the reconciler.
+
+        Raises:
+            NotFoundError: there is none of this id.
+            ConflictError: it has already succeeded or failed.
+        """
+        while True:
+            job = self.get_job(job_id)
+            if job.status in ("cancelling", "cancelled"):
+                return job
+            if job.is_terminal:
+                raise ConflictError(f"the job has already {job.status}; there is nothing to cancel")
+            if self.change_status(job, "cancelled" if job.status == "queued" else "cancelling"):
+                return self.get_job(job_id)
+
+    # --- events
+
+    def ingested_segments(self, job_id: str) -> set[str]:
+        """Names of the segments already taken in."""
+        with self._transaction() as session:
+            return set(session.scalars(select(SegmentRow.name).where(SegmentRow.job_id == job_id)))
+
+    def ingest_segment(self, job_id: str, name: str, events: Sequence[Event]) -> None:
+        """Take a segment in, once: its name, its events and the job's progress in one transaction."""
+        try:
+            with self._transaction() as session:
+                session.add(SegmentRow(job_id=job_id, name=name))
+                session.flush()
+                last = session.scalar(select(func.max(EventRow.sequence)).where(EventRow.job_id == job_id)) or 0
+                row = session.get_one(JobRow, job_id)
+                progress = dict(row.progress)
+                for sequence, item in enumerate(events, last + 1):
+                    step = item.data["step"] if item.type == "train.step" else None
+                    document = item.model_dump(mode="json")
+                    session.add(EventRow(job_id=job_id, sequence=sequence, type=item.type, step=step, event=document))
+                    progress = fold_progress(progress, item)
+                row.progress = progress
+        except IntegrityError:
+            if name not in self.ingested_segments(job_id):
+                raise
+
+    def list_events(self, job_id: str, *, after: int = 0, limit: int = 1000) -> tuple[list[JobEvent], bool]:
+        """Events of a job in order, with sequences above `after`; and whether there are more."""
+        self.get_job(job_id)
+        query = (
+            select(EventRow)
+            .where(EventRow.job_id == job_id, EventRow.sequence > after)
+            .order_by(EventRow.sequence)
+            .limit(limit + 1)
+        )
+        with self._transaction() as session:
+            rows = session.scalars(query).all()
+        events = [JobEvent.model_validate({**row.event, "sequence": row.sequence}) for row in rows[:limit]]
+        return events, len(rows) > limit
+
+    def find_failure(self, job_id: str, attempt: int) -> JobError | None:
+        """What an attempt said of its own failure; None when it said nothing."""
+        query = select(EventRow).where(EventRow.job_id == job_id, EventRow.type == "job.failed")
+        with self._transaction() as session:
+            events = [Event.model_validate(row.event) for row in session.scalars(query)]
+        failures = [event for event in events if event.attempt == attempt]
+        return JobError.model_validate({"message": failures[-1].message, **failures[-1].data}) if failures else None
+
+    def list_metrics(self, job_id: str, *, after: int = 0, limit: int = 1000) -> tuple[list[StepMetrics], bool]:
+        """Metrics of the steps above `after`, in order; of a step taken twice the last word."""
+        self.get_job(job_id)
+        latest = (
+            select(EventRow.step, func.max(EventRow.sequence).label("sequence"))
+            .where(EventRow.job_id == job_id, EventRow.step > after)
+            .group_by(EventRow.step)
+            .order_by(EventRow.step)
+            .limit(limit + 1)
+            .subquery()
+        )
+        query = (
+            select(EventRow)
+            .join(latest, EventRow.sequence == latest.c.sequence)
+            .where(EventRow.job_id == job_id)
+            .order_by(EventRow.step)
+        )
+        with self._transaction() as session:
+            rows = session.scalars(query).all()
+        metrics = [StepMetrics(step=row.step or 0, data=row.event["data"]) for row in rows[:limit]]
+        return metrics, len(rows) > limit
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _job(row: JobRow, queue_position: int | None) -> Job:
+    return Job(
+        id=row.id,
+        name=row.name,
+        status=cast("JobStatus", row.status),
+        attempt=row.attempt,
+        queue_position=queue_position,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        run_url=row.run_url,
+        progress=JobProgress.model_validate(row.progress),
+        error=JobError.model_validate(row.error) if row.error else None,
+        spec=JobSpec.model_validate(row.spec),
+    )
