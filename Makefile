@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run serve check format test test-fast clean
+.PHONY: help install lock run serve check format test test-fast clean
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -17,6 +17,15 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
+
+# The local part of a version, such as +cpu, names a build of one machine's index; the pin must hold on any.
+lock: ## Pin anew, in a fresh .venv, what pyproject.toml allows today
+	rm -rf .venv
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check "setuptools>=77"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[server,cluster,dev]"
+	$(BIN)/pip freeze --all --exclude-editable --exclude pip | sed "s/+cpu$$//" > requirements.lock
+	touch $(INSTALLED)
 
 QUICKSTART_DATA := examples/quickstart-data/written
 

@@ -21,12 +21,14 @@ class Duplicate:
     Attributes:
         dropped: its index.
         kept: index of the cluster's kept one.
-        kind: how it was recognised.
+        kind: how it was recognised; `exact` where the same content stays or was dropped before.
+        similarity: exact one with the kept; below the threshold where only a chain of others connects the two.
     """
 
     dropped: int
     kept: int
     kind: Literal["exact", "near"]
+    similarity: float
 
 
 class _Clusters:
@@ -70,7 +72,7 @@ def find_duplicates(
     for first, second in _candidates(band_keys, distinct):
         if clusters.root(first) != clusters.root(second) and similarity(first, second) >= threshold:
             clusters.join(first, second)
-    return _drop_all_but_the_best(clusters, content_hashes, completion_lengths)
+    return _drop_all_but_the_best(clusters, content_hashes, completion_lengths, similarity)
 
 
 def _candidates(band_keys: np.ndarray, distinct: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -85,7 +87,10 @@ def _candidates(band_keys: np.ndarray, distinct: np.ndarray) -> Iterator[tuple[i
 
 
 def _drop_all_but_the_best(
-    clusters: _Clusters, content_hashes: Sequence[bytes], completion_lengths: Sequence[int]
+    clusters: _Clusters,
+    content_hashes: Sequence[bytes],
+    completion_lengths: Sequence[int],
+    similarity: Callable[[int, int], float],
 ) -> list[Duplicate]:
     members: dict[int, list[int]] = defaultdict(list)
     for index in range(len(content_hashes)):
@@ -97,6 +102,7 @@ def _drop_all_but_the_best(
         for index in cluster:
             if index != kept:
                 kind: Literal["exact", "near"] = "exact" if content_hashes[index] in seen else "near"
-                duplicates.append(Duplicate(index, kept, kind))
+                is_copy = content_hashes[index] == content_hashes[kept]
+                duplicates.append(Duplicate(index, kept, kind, 1.0 if is_copy else similarity(index, kept)))
                 seen.add(content_hashes[index])
     return sorted(duplicates, key=lambda duplicate: duplicate.dropped)

@@ -58,6 +58,10 @@ def _text(row: Mapping[str, Any], field: str) -> str:
     value = row[field]
     if not isinstance(value, str):
         raise NotAConversationError(f"{field!r} is not text but {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise NotAConversationError(f"{field!r} holds half a surrogate pair, which UTF-8 cannot write") from None
     return unicodedata.normalize("NFC", value)
 
 
@@ -97,7 +101,7 @@ def _prompt_completion(row: Mapping[str, Any]) -> Conversation:
 def _alpaca(row: Mapping[str, Any]) -> Conversation:
     instruction = _text(row, "instruction")
     extra = _text(row, "input") if row.get("input") is not None else ""
-    answer = _text(row, "output" if "output" in row else "response")
+    answer = _text(row, "response" if row.get("output") is None and "response" in row else "output")
     prompt = f"{instruction}\n\n{extra}" if extra.strip() else instruction
     return (_user(prompt), Turn("assistant", answer))
 

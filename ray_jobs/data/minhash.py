@@ -1,9 +1,11 @@
-"""MinHash signatures and their bands, as datasketch defines them.
+"""MinHash signatures, as datasketch defines them, and their bands.
 
 A conversation is a set of word shingles; two sets' Jaccard similarity is estimated by how many of their
 `num_permutations` minima agree. The signature is cut into `b` bands of `r` values; conversations that share a band are
-candidates, found with probability 1 - (1 - s^r)^b at similarity s. Candidates are verified exactly afterwards, so the
-bands are chosen for recall: datasketch's optimum with false negatives weighing nine times as much as false positives.
+candidates, found with probability 1 - (1 - s^r)^b at similarity s. Candidates are verified exactly afterwards, so only
+a missed pair is an error, and the bands are the most selective ones that find nearly every pair at the threshold: 25
+bands of 5 for 0.7 (99.0 %). Rejected: datasketch's own optimum, which balances both errors (14 of 9, 44 % at the
+threshold), and which has none for thresholds near 1.
 """
 
 from __future__ import annotations
@@ -11,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from datasketch import MinHash, MinHashLSH
+from datasketch import MinHash
 
 from service.spec.data import DedupSpec
 
-_FALSE_POSITIVE_WEIGHT, _FALSE_NEGATIVE_WEIGHT = 0.1, 0.9
+_RECALL_AT_THRESHOLD = 0.98
 
 
 def shingles(text: str, num_words: int) -> set[str]:
@@ -32,13 +34,12 @@ def jaccard(first: set[str], second: set[str]) -> float:
 
 
 def bands_and_rows(spec: DedupSpec) -> tuple[int, int]:
-    """Number of bands and values in each, for the threshold."""
-    index = MinHashLSH(
-        threshold=spec.threshold,
-        num_perm=spec.num_permutations,
-        weights=(_FALSE_POSITIVE_WEIGHT, _FALSE_NEGATIVE_WEIGHT),
-    )
-    return index.b, index.r
+    """Number of bands and values in each, for the threshold; bands of one value where even they miss pairs."""
+    for num_rows in range(spec.num_permutations, 1, -1):
+        num_bands = spec.num_permutations // num_rows
+        if 1 - (1 - spec.threshold**num_rows) ** num_bands >= _RECALL_AT_THRESHOLD:
+            return num_bands, num_rows
+    return spec.num_permutations, 1
 
 
 def band_keys(texts: Sequence[str], spec: DedupSpec) -> np.ndarray:

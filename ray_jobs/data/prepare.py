@@ -19,18 +19,11 @@ from typing import Any
 import numpy as np
 import ray
 
-from ray_jobs.data.corpus import (
-    MANIFEST_FILE,
-    Corpus,
-    ProgressCallback,
-    prepare_corpus,
-    read_manifest,
-    remove_directory,
-)
+from ray_jobs.data.corpus import Corpus, prepare_corpus, read_manifest, write_manifest
+from ray_jobs.data.corpus_builder import ProgressCallback
 from ray_jobs.data.mixture import choose_mixture, held_out
 from ray_jobs.data.packing import lower_bound, pack
 from ray_jobs.data.shards import Document, write_shard
-from ray_jobs.run_directory import write_file
 from service.errors import EmptyDataError
 from service.spec.job import JobSpec
 
@@ -73,9 +66,8 @@ def prepare(spec: JobSpec, prepared_url: str, progress: ProgressCallback) -> Pre
     url, tokenizer_url = f"{prepared_url}/packed-{identity}", f"{corpus.url}/tokenizer"
     if (manifest := read_manifest(url)) is not None:
         return PreparedData(url, tokenizer_url, manifest, reused=corpus.reused)
-    remove_directory(url)
     manifest = {"hash": identity, **_Packer(spec, corpus, url, progress).pack()}
-    write_file(f"{url}/{MANIFEST_FILE}", json.dumps(manifest, indent=2).encode())
+    write_manifest(url, manifest)
     return PreparedData(url, tokenizer_url, manifest, reused=False)
 
 
@@ -122,33 +114,52 @@ class _Packer:
 
     def pack(self) -> dict[str, Any]:
         """Write the rows; returns the manifest without its hash."""
-        data = self._spec.data
-        is_held_out = held_out(self._hashes, self._category.tolist(), data.held_out_fraction, self._spec.seed)
-        training = np.flatnonzero(~is_held_out & self._is_usable)
-        mix = choose_mixture(
-            self._category[training].tolist(), self._length[training].tolist(), data.mixture, self._spec.seed
-        )
-        chosen, kept_out = training[mix], np.flatnonzero(is_held_out & self._is_usable)
-        if not len(chosen):
-            raise EmptyDataError("no conversation is left to train on", "data")
+        training, kept_out = self._hold_out(np.flatnonzero(self._is_usable))
+        chosen = self._mix(training)
+        dropped, left_out = int((~self._is_usable).sum()), len(training) - len(chosen)
+        if len(chosen) + len(kept_out) + dropped + left_out != len(self._hashes):
+            raise AssertionError(f"of {len(self._hashes)} conversations some were lost on the way to packing")
         train, evaluation = self._write(chosen, "train"), self._write(kept_out, "held_out")
         corpus = {key: value for key, value in self._corpus.manifest.items() if key != "hash"}
         return {
             "corpus": self._corpus.manifest["hash"],
             **corpus,
             "held_out": [
-                {"category": name, "examples": count, "trained_tokens": evaluation.trained[name]}
+                {
+                    "category": name,
+                    "examples": count,
+                    "tokens": evaluation.tokens[name],
+                    "trained_tokens": evaluation.trained[name],
+                }
                 for name, count in sorted(evaluation.documents.items())
             ],
             "mixture": self._describe_mixture(train),
             "packing": {
                 **self._describe_packing(train),
                 "truncated": int(self._is_long[chosen].sum()),
-                "dropped": int((~self._is_usable).sum()),
-                "left_out_by_mixture": len(training) - len(chosen),
+                "dropped": dropped,
+                "left_out_by_mixture": left_out,
             },
             "versions": {package: version(package) for package in _VERSIONS},
         }
+
+    def _hold_out(self, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The conversations to train on, and those kept from training."""
+        hashes, categories = [self._hashes[index] for index in usable], self._category[usable].tolist()
+        is_held_out = held_out(hashes, categories, self._spec.data.held_out_fraction, self._spec.seed)
+        return usable[~is_held_out], usable[is_held_out]
+
+    def _mix(self, training: np.ndarray) -> np.ndarray:
+        """Those of the conversations that make up the mix."""
+        shares, categories = self._spec.data.mixture, self._category[training].tolist()
+        if not categories:
+            raise EmptyDataError("no conversation is left to train on", "data")
+        for category in sorted(set(shares or ()) - set(categories)):
+            raise EmptyDataError(f"no conversation of {category!r} is left to train on", f"data.mixture.{category}")
+        mixed: np.ndarray = training[
+            choose_mixture(categories, self._length[training].tolist(), shares, self._spec.seed)
+        ]
+        return mixed
 
     def _write(self, chosen: np.ndarray, name: str) -> _Written:
         """Pack the chosen documents and write their rows, one Ray task a shard."""

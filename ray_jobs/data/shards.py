@@ -7,12 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
-from fsspec.core import url_to_fs
 
 from ray_jobs.data.packed_rows import PACKED_SCHEMA, ROWS_PER_GROUP
-from ray_jobs.data.tasks import part_path
+from ray_jobs.data.parquet_files import parquet_writer, read_parquet
+from ray_jobs.data.tasks import part_url
 
 
 class Document(NamedTuple):
@@ -60,12 +59,9 @@ def write_shard(
                 "document_categories": [document.category for document in row],
             }
         )
-    filesystem, path = url_to_fs(shard_url)
-    filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
     columns = [pa.array([line[field.name] for line in lines], field.type) for field in PACKED_SCHEMA]
-    with filesystem.open(path, "wb") as stream:
-        table = pa.table(columns, schema=PACKED_SCHEMA)
-        pq.write_table(table, stream, row_group_size=ROWS_PER_GROUP, compression="zstd")
+    with parquet_writer(shard_url, PACKED_SCHEMA) as writer:
+        writer.write_table(pa.table(columns, schema=PACKED_SCHEMA), row_group_size=ROWS_PER_GROUP)
     return {category: (int(d), int(t), int(n)) for category, (d, t, n) in counts.items()}
 
 
@@ -79,9 +75,7 @@ class _Parts:
     def read(self, document: Document) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and mask of a document, cut to its length."""
         if document.file not in self._parts:
-            filesystem, path = url_to_fs(part_path(self._url, document.file))
-            with filesystem.open(path, "rb") as stream:
-                self._parts[document.file] = pq.read_table(stream).combine_chunks()
+            self._parts[document.file] = read_parquet(part_url(self._url, document.file)).combine_chunks()
         part, limit = self._parts[document.file], document.length
         tokens = part["tokens"][document.position].values[:limit].to_numpy()
         trained = part["trained"][document.position].values[:limit].to_numpy(zero_copy_only=False)

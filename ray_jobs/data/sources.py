@@ -1,20 +1,26 @@
 """Finding and reading raw files: JSONL, JSON, CSV and Parquet, compressed or not, on any filesystem of fsspec.
 
 Rows are numbered from 1 as a person would count them: lines of a JSONL file, elements of a JSON list, records of a CSV
-file below its header, records of a Parquet file. A row that cannot be decoded is reported in its place, never dropped.
+file below its header, records of a Parquet file. A row that cannot be decoded is reported in its place, never dropped;
+a file that breaks off is reported at the first row that could not be read.
 """
 
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import io
 import json
+import lzma
+import sys
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import fsspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
@@ -28,7 +34,19 @@ _EXTENSIONS: dict[str, FileFormat] = {
     "csv": "csv",
     "parquet": "parquet",
 }
-_COMPRESSIONS = ("gz", "bz2", "xz", "zst")
+_COMPRESSIONS = ("gz", "bz2", "xz")
+_NOT_JSON = (ValueError, RecursionError)
+"""Broken syntax, bytes that are not UTF-8, and nesting too deep for the parser."""
+_BROKEN_CONTENT = (
+    UnicodeDecodeError,
+    csv.Error,
+    pa.ArrowException,
+    gzip.BadGzipFile,
+    lzma.LZMAError,
+    zlib.error,
+    EOFError,
+)
+"""What decompressors and decoders raise for a torn or mislabelled file."""
 _PACKAGE_EXTRAS = {"s3": "s3", "gs": "gcs"}
 
 
@@ -79,8 +97,8 @@ def _files_of(index: int, source: SourceSpec) -> list[SourceFile]:
         extra = _PACKAGE_EXTRAS.get(source.uri.partition(":")[0])
         hint = f"install sleddog[{extra}]" if extra else str(error)
         raise InvalidSpecError(f"this filesystem needs a package that is missing: {hint}", field) from error
-    paths = sorted(filesystem.glob(path)) if any(sign in path for sign in "*?[") else [path]
-    paths = [match for match in paths if filesystem.isfile(match)]
+    matches = [path] if filesystem.isfile(path) else sorted(filesystem.glob(path))
+    paths = [match for match in matches if filesystem.isfile(match)]
     if not paths:
         raise SourceNotFoundError(f"no such file: {source.uri}", field)
     return [
@@ -106,9 +124,22 @@ def digest(url: str) -> str:
 
 
 def read_rows(file: SourceFile) -> Iterator[RawRow]:
-    """Read a file row by row; JSON lists are read whole, the others as a stream."""
-    with fsspec.open(file.url, "rb", compression="infer") as stream:
-        yield from _READERS[file.format](stream)
+    """Read a file row by row; JSON lists are read whole, the others as a stream.
+
+    Whatever is wrong with the content becomes a row with a reason; only the filesystem's own errors are raised.
+    """
+    number = 0
+    try:
+        with fsspec.open(file.url, "rb", compression="infer") as stream:
+            for row in _READERS[file.format](stream):
+                number = row.number
+                yield row
+    except _BROKEN_CONTENT as error:
+        yield RawRow(number + 1, None, f"the file cannot be read from here on: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _read_jsonl(stream: Any) -> Iterator[RawRow]:
@@ -117,15 +148,15 @@ def _read_jsonl(stream: Any) -> Iterator[RawRow]:
             continue
         try:
             yield RawRow(number, json.loads(line))
-        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError both are
-            yield RawRow(number, None, f"not JSON: {error}")
+        except _NOT_JSON as error:
+            yield RawRow(number, None, f"not JSON: {_first_line(error)}")
 
 
 def _read_json(stream: Any) -> Iterator[RawRow]:
     try:
         document = json.load(stream)
-    except ValueError as error:
-        yield RawRow(1, None, f"not JSON: {error}")
+    except _NOT_JSON as error:
+        yield RawRow(1, None, f"not JSON: {_first_line(error)}")
         return
     if not isinstance(document, list):
         yield RawRow(1, None, f"not a list of rows but {type(document).__name__}")
@@ -134,12 +165,13 @@ def _read_json(stream: Any) -> Iterator[RawRow]:
 
 
 def _read_csv(stream: Any) -> Iterator[RawRow]:
-    number = 0
-    try:
-        for number, row in enumerate(csv.DictReader(io.TextIOWrapper(stream, "utf-8-sig", newline="")), 1):
-            yield RawRow(number, row)
-    except (UnicodeDecodeError, csv.Error) as error:
-        yield RawRow(number + 1, None, f"not CSV in UTF-8, the rest of the file is unread: {error}")
+    csv.field_size_limit(sys.maxsize)  # the default of 128 KiB is less than some answers
+    with io.TextIOWrapper(stream, "utf-8-sig", newline="") as lines:
+        for number, row in enumerate(csv.DictReader(lines, strict=True), 1):
+            if None in row:
+                yield RawRow(number, None, "more fields than the header has")
+            else:
+                yield RawRow(number, row)
 
 
 def _read_parquet(stream: Any) -> Iterator[RawRow]:

@@ -1,6 +1,6 @@
 """The tasks that Ray Data runs on text: one file in, one Parquet part out, and only fixed-size keys back to the driver.
 
-A part is named by its file's number, so a task that runs twice writes the same part again.
+A part is named by its file's number, so a task that runs twice writes the same part again (`parquet_files`).
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from fsspec.core import url_to_fs
 
 from ray_jobs.data.formats import Conversation, NotAConversationError, Turn, to_conversation
 from ray_jobs.data.minhash import band_keys
+from ray_jobs.data.parquet_files import parquet_writer, read_parquet
 from ray_jobs.data.sources import RawRow, SourceFile, read_rows
 from ray_jobs.data.tokenise import ChatTokenizer
 from ray_jobs.run_directory import local_directory
@@ -26,6 +25,7 @@ from service.spec.data import DataSpec, DedupSpec
 
 _BATCH = 512
 """Conversations handled at once: bounds a task's memory."""
+_MAX_REASON_CHARS = 200
 
 CONVERSATION_SCHEMA = pa.schema(
     [("row", pa.int64()), ("roles", pa.list_(pa.string())), ("contents", pa.list_(pa.string()))]
@@ -54,8 +54,8 @@ INDEX_SCHEMA = pa.schema(
 )
 
 
-def part_path(directory_url: str, file: int) -> str:
-    """Path of a file's part, on the directory's filesystem."""
+def part_url(directory_url: str, file: int) -> str:
+    """URL of a file's part."""
     return f"{directory_url}/part-{file:05d}.parquet"
 
 
@@ -80,7 +80,7 @@ def read_file(batch: pa.Table, data: DataSpec, directory_url: str) -> Iterator[p
     file = SourceFile(item["source"], item["url"], item["format"])
     form = data.sources[file.source].form
     position = 0
-    with _part_writer(part_path(directory_url, item["file"]), CONVERSATION_SCHEMA) as writer:
+    with parquet_writer(part_url(directory_url, item["file"]), CONVERSATION_SCHEMA) as writer:
         for rows in _batches(read_rows(file)):
             parsed = [(row, *_parse(row, form)) for row in rows]
             good = [(row, conversation) for row, conversation, _ in parsed if conversation is not None]
@@ -96,7 +96,7 @@ def _parse(row: RawRow, form: Any) -> tuple[Conversation | None, str | None]:
     try:
         return to_conversation(row.value, form), None
     except NotAConversationError as error:
-        return None, str(error)
+        return None, str(error)[:_MAX_REASON_CHARS]
 
 
 def _keys(
@@ -160,13 +160,11 @@ def tokenise_file(
         Tables of `INDEX_SCHEMA`, one line per kept conversation.
     """
     [item] = batch.to_pylist()
-    filesystem, path = url_to_fs(part_path(conversations_url, item["file"]))
-    with filesystem.open(path, "rb") as stream:
-        kept = pq.read_table(stream).take(item["kept"])
+    kept = read_parquet(part_url(conversations_url, item["file"])).take(item["kept"])
     position = 0
     with (
         local_directory(tokenizer_url) as tokenizer_directory,
-        _part_writer(part_path(tokenised_url, item["file"]), TOKENISED_SCHEMA) as writer,
+        parquet_writer(part_url(tokenised_url, item["file"]), TOKENISED_SCHEMA) as writer,
     ):
         tokenizer = ChatTokenizer(Path(tokenizer_directory))
         for start in range(0, kept.num_rows, _BATCH):
@@ -191,9 +189,3 @@ def _batches(rows: Iterable[RawRow]) -> Iterator[list[RawRow]]:
     iterator = iter(rows)
     while chunk := list(itertools.islice(iterator, _BATCH)):
         yield chunk
-
-
-def _part_writer(url: str, schema: pa.Schema) -> pq.ParquetWriter:
-    filesystem, path = url_to_fs(url)
-    filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
-    return pq.ParquetWriter(filesystem.open(path, "wb"), schema, compression="zstd")

@@ -4,6 +4,10 @@ The chat template is ChatML, Arctic's: `<|im_start|>{role}\n{content}<|im_end|>\
 turn by turn while rendering, never by searching the rendered text: an assistant's content and its `<|im_end|>` are
 trained, all else is not. Text that looks like a special token inside a turn is encoded as ordinary text, so no row can
 forge a turn.
+
+Tokens equal those of `apply_chat_template` with one exception: a reply that begins with white space may merge with the
+line end before it into one token. There the reply is encoded apart, because the mask would have to cut that token, and
+because a model that is asked for a reply stands behind a whole line end.
 """
 
 from __future__ import annotations
@@ -13,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Encoding, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from ray_jobs.data.formats import Conversation
+from ray_jobs.data.formats import Conversation, Turn
 from service.errors import InvalidSpecError
 
 START, END = "<|im_start|>", "<|im_end|>"
@@ -93,20 +97,28 @@ class ChatTokenizer:
     def render(self, conversations: Sequence[Conversation]) -> list[TokenisedConversation]:
         """Tokens and mask of each conversation."""
         turns = [turn for conversation in conversations for turn in conversation]
-        pieces = iter(
-            self._tokenizer.encode_batch([f"{turn.role}\n{turn.content}" for turn in turns], add_special_tokens=False)
-        )
-        return [self._join(conversation, [next(pieces) for _ in conversation]) for conversation in conversations]
+        encoded = iter(self._encode([f"{turn.role}\n{turn.content}" for turn in turns]))
+        return [self._join(conversation, [next(encoded) for _ in conversation]) for conversation in conversations]
 
-    def _join(self, conversation: Conversation, pieces: Sequence) -> TokenisedConversation:  # type: ignore[type-arg]
+    def _encode(self, texts: list[str]) -> list[Encoding]:
+        encodings: list[Encoding] = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        return encodings
+
+    def _turn(self, turn: Turn, encoding: Encoding) -> tuple[list[int], list[bool]]:
+        """Tokens and mask of one turn, between its two special tokens."""
+        if turn.role != "assistant":
+            return encoding.ids, [False] * len(encoding.ids)
+        border = len(turn.role) + 1
+        if any(start < border < end for start, end in encoding.offsets):
+            header, content = self._encode([f"{turn.role}\n", turn.content])
+            return header.ids + content.ids, [False] * len(header.ids) + [True] * len(content.ids)
+        return encoding.ids, [start >= border for start, _ in encoding.offsets]
+
+    def _join(self, conversation: Conversation, encodings: Sequence[Encoding]) -> TokenisedConversation:
         tokens: list[int] = []
         trained: list[bool] = []
-        for turn, piece in zip(conversation, pieces, strict=True):
-            is_trained = turn.role == "assistant"
-            content_start = len(turn.role) + 1
-            tokens += [self._start, *piece.ids, self._end, *self._line_end]
-            trained.append(False)
-            trained += [is_trained and start >= content_start for start, _ in piece.offsets]
-            trained.append(is_trained)
-            trained += [False] * len(self._line_end)
+        for turn, encoding in zip(conversation, encodings, strict=True):
+            ids, mask = self._turn(turn, encoding)
+            tokens += [self._start, *ids, self._end, *self._line_end]
+            trained += [False, *mask, turn.role == "assistant", *(False for _ in self._line_end)]
         return TokenisedConversation(np.array(tokens, dtype=np.int32), np.array(trained))

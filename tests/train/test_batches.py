@@ -4,8 +4,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from ray_jobs.data.packed_rows import PackedRow
 
+from ray_jobs.data.packed_rows import PackedRow
 from ray_jobs.train.batches import RowOrder, collate, share_of_worker
 
 

@@ -1,0 +1,233 @@
+"""Building a corpus: Ray Data tasks handle text, the driver what links their results.
+
+Text is handled in `ray_jobs.data.tasks`; the driver holds ids, hashes and band keys, and the text of duplicate
+candidates only. Results come back in any order and are sorted by file and row, so nothing depends on scheduling.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray.data
+
+from ray_jobs.data.dedup import Duplicate, find_duplicates
+from ray_jobs.data.minhash import jaccard, shingles
+from ray_jobs.data.parquet_files import parquet_writer, read_parquet
+from ray_jobs.data.sources import SourceFile
+from ray_jobs.data.tasks import (
+    INDEX_SCHEMA,
+    KEY_SCHEMA,
+    conversation_text,
+    part_url,
+    read_conversations,
+    read_file,
+    tokenise_file,
+)
+from ray_jobs.data.tokenizer_files import make_tokenizer
+from ray_jobs.run_directory import write_file
+from service.errors import BadRowError, EmptyDataError
+from service.spec.job import JobSpec
+
+INDEX_FILE = "index.parquet"
+REJECTED_FILE = "rejected-rows.jsonl"
+_MAX_REJECTED_SHOWN = 20
+_MAX_DUPLICATES_SHOWN = 5
+_MAX_CHARS_SHOWN = 160
+
+ProgressCallback = Callable[[str, int, int | None, str], None]
+"""Called with task, done, total (None: unknown) and unit."""
+
+
+class _FileTask(NamedTuple):
+    """A task that Ray Data runs on each file."""
+
+    name: str
+    function: Callable[..., Any]
+    schema: pa.Schema
+
+
+_READ = _FileTask("read and sign", read_file, KEY_SCHEMA)
+_TOKENISE = _FileTask("tokenise", tokenise_file, INDEX_SCHEMA)
+
+
+class CorpusBuilder:
+    """Builds one corpus directory."""
+
+    def __init__(self, spec: JobSpec, files: list[SourceFile], url: str, progress: ProgressCallback) -> None:
+        self._spec, self._files, self._url, self._progress = spec, files, url, progress
+        self._conversations_url = f"{url}/conversations"
+
+    def build(self) -> dict[str, Any]:
+        """Do all stages; returns the manifest without its hash."""
+        keys, rejected = self._read()
+        duplicates = self._find_duplicates(keys)
+        kept = np.ones(len(keys), dtype=bool)
+        kept[[duplicate.dropped for duplicate in duplicates]] = False
+        self._make_tokenizer(keys, kept)
+        index = self._tokenise(keys, kept)
+        return {
+            "sources": self._count(keys, rejected, duplicates, index),
+            "rejected_rows": rejected[:_MAX_REJECTED_SHOWN],
+            "rejected_rows_file": f"{self._url}/{REJECTED_FILE}",
+            "dedup_examples": self._show(keys, duplicates),
+        }
+
+    def _read(self) -> tuple[pa.Table, list[dict[str, Any]]]:
+        items = [{"file": index, **asdict(file)} for index, file in enumerate(self._files)]
+        table = self._run(_READ, items, None, data=self._spec.data, directory_url=self._conversations_url)
+        table = table.sort_by([("file", "ascending"), ("row", "ascending")])
+        is_good = pc.is_null(table["reason"])
+        rejected = [self._locate(line) for line in table.filter(pc.invert(is_good)).to_pylist()]
+        write_file(f"{self._url}/{REJECTED_FILE}", b"".join(json.dumps(row).encode() + b"\n" for row in rejected))
+        if rejected and self._spec.data.on_bad_row == "fail":
+            raise self._bad_rows(rejected)
+        keys = table.filter(is_good)
+        if not len(keys):
+            raise EmptyDataError("no source holds a conversation", "data.sources")
+        return keys, rejected
+
+    def _locate(self, line: dict[str, Any]) -> dict[str, Any]:
+        file = self._files[line["file"]]
+        source = self._spec.data.sources[file.source].name
+        return {"source": source, "file": file.url, "row": line["row"], "reason": line["reason"]}
+
+    def _bad_rows(self, rejected: list[dict[str, Any]]) -> BadRowError:
+        first = rejected[0]
+        index = [source.name for source in self._spec.data.sources].index(first["source"])
+        more = f" (and {len(rejected) - 1} more)" if len(rejected) > 1 else ""
+        return BadRowError(
+            f"{first['file']} row {first['row']}: {first['reason']}{more}; mend it, or set data.on_bad_row to skip",
+            f"data.sources.{index}.uri",
+        )
+
+    def _run(self, task: _FileTask, items: list[dict[str, Any]], total: int | None, **kwargs: Any) -> pa.Table:
+        """Run a task over files, one file a task, and gather its tables."""
+        dataset = ray.data.from_items(items, override_num_blocks=len(items))
+        results = dataset.map_batches(task.function, batch_size=1, batch_format="pyarrow", fn_kwargs=kwargs)
+        blocks: list[pa.Table] = []
+        done = 0
+        for block in results.iter_batches(batch_size=None, batch_format="pyarrow"):
+            blocks.append(block.cast(task.schema))
+            done += block.num_rows
+            self._progress(task.name, done, total, "rows")
+        return pa.concat_tables(blocks) if blocks else task.schema.empty_table()
+
+    def _find_duplicates(self, keys: pa.Table) -> list[Duplicate]:
+        dedup = self._spec.data.dedup
+        if dedup is None:
+            return []
+        texts = _Texts(self._conversations_url, keys)
+
+        @cache
+        def shingles_of(index: int) -> set[str]:
+            return shingles(texts[index], dedup.shingle_words)
+
+        self._progress("deduplicate", 0, len(keys), "conversations")
+        duplicates = find_duplicates(
+            keys["content_hash"].to_pylist(),
+            np.stack([np.frombuffer(row, dtype=np.uint64) for row in keys["band_keys"].to_pylist()]),
+            keys["completion_chars"].to_pylist(),
+            lambda first, second: jaccard(shingles_of(first), shingles_of(second)),
+            dedup.threshold,
+        )
+        self._progress("deduplicate", len(keys), len(keys), "conversations")
+        return duplicates
+
+    def _make_tokenizer(self, keys: pa.Table, kept: np.ndarray) -> None:
+        self._progress("tokenizer", 0, 1, "tokenizers")
+        texts = _Texts(self._conversations_url, keys)
+        kept_texts = (texts[index] for index in np.flatnonzero(kept).tolist())
+        make_tokenizer(self._spec.model, kept_texts, f"{self._url}/tokenizer")
+        self._progress("tokenizer", 1, 1, "tokenizers")
+
+    def _tokenise(self, keys: pa.Table, kept: np.ndarray) -> pa.Table:
+        kept_keys = keys.filter(pa.array(kept))
+        items = []
+        for index, file in enumerate(self._files):
+            mine = kept_keys.filter(pc.equal(kept_keys["file"], index))
+            if mine.num_rows:
+                item = {"file": index, "source": file.source, "kept": mine["position"].to_pylist()}
+                items.append(item | {"content_hashes": mine["content_hash"].to_pylist()})
+        index = self._run(
+            _TOKENISE,
+            items,
+            len(kept_keys),
+            conversations_url=self._conversations_url,
+            tokenised_url=f"{self._url}/tokenised",
+            tokenizer_url=f"{self._url}/tokenizer",
+        )
+        index = index.sort_by([("file", "ascending"), ("position", "ascending")])
+        with parquet_writer(f"{self._url}/{INDEX_FILE}", INDEX_SCHEMA) as writer:
+            writer.write_table(index)
+        return index
+
+    def _count(
+        self, keys: pa.Table, rejected: list[dict[str, Any]], duplicates: list[Duplicate], index: pa.Table
+    ) -> list[dict[str, Any]]:
+        source_of_file = [file.source for file in self._files]
+        source_of_key = [source_of_file[file] for file in keys["file"].to_pylist()]
+        good = Counter(source_of_key)
+        bad = Counter(row["source"] for row in rejected)
+        dropped = Counter((source_of_key[duplicate.dropped], duplicate.kind) for duplicate in duplicates)
+        kept = Counter(index["source"].to_pylist())
+        counts = [
+            {
+                "name": source.name,
+                "category": source.category,
+                "files": source_of_file.count(number),
+                "rows_read": good[number] + bad[source.name],
+                "rows_rejected": bad[source.name],
+                "exact_duplicates": dropped[number, "exact"],
+                "near_duplicates": dropped[number, "near"],
+                "rows_kept": kept[number],
+            }
+            for number, source in enumerate(self._spec.data.sources)
+        ]
+        for line in counts:
+            _assert_every_row_is_accounted_for(line)
+        return counts
+
+    def _show(self, keys: pa.Table, duplicates: list[Duplicate]) -> list[dict[str, Any]]:
+        """A few duplicates for the reader's eye, near ones first: they are the ones to doubt."""
+        texts = _Texts(self._conversations_url, keys)
+        picked = sorted(duplicates, key=lambda duplicate: duplicate.kind == "exact")[:_MAX_DUPLICATES_SHOWN]
+        return [
+            {
+                "kind": duplicate.kind,
+                "similarity": duplicate.similarity,
+                "dropped": texts[duplicate.dropped][:_MAX_CHARS_SHOWN],
+                "kept": texts[duplicate.kept][:_MAX_CHARS_SHOWN],
+            }
+            for duplicate in picked
+        ]
+
+
+def _assert_every_row_is_accounted_for(line: dict[str, Any]) -> None:
+    accounted = sum(line[name] for name in ("rows_rejected", "exact_duplicates", "near_duplicates", "rows_kept"))
+    if line["rows_read"] != accounted:
+        raise AssertionError(f"rows of source {line['name']!r} were lost: {line}")
+
+
+class _Texts:
+    """Text of conversations by index, read part by part when first asked for."""
+
+    def __init__(self, conversations_url: str, keys: pa.Table) -> None:
+        self._url = conversations_url
+        self._files: list[int] = keys["file"].to_pylist()
+        self._positions: list[int] = keys["position"].to_pylist()
+        self._parts: dict[int, pa.Table] = {}
+
+    def __getitem__(self, index: int) -> str:
+        file = self._files[index]
+        if file not in self._parts:
+            self._parts[file] = read_parquet(part_url(self._url, file), ["roles", "contents"])
+        [conversation] = read_conversations(self._parts[file].slice(self._positions[index], 1))
+        return conversation_text(conversation)

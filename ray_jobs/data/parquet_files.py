@@ -1,0 +1,55 @@
+"""Whole Parquet files on any filesystem.
+
+Names and bytes of prepared files follow from their content, so a task that runs twice, or two jobs that prepare the
+same data at once, write the same file again. It appears by one rename, hence no reader sees a part of it, and none of
+the writers has to know of the other.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+
+@contextmanager
+def parquet_writer(url: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """A writer whose file appears when the block ends well, and never otherwise on a local filesystem.
+
+    On object stores the upload's end makes the file appear; only a manifest written afterwards says that it is good.
+
+    Args:
+        url: of the file; its folders are made.
+        schema: of all tables to write.
+    """
+    filesystem, path = url_to_fs(url)
+    filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
+    is_local = isinstance(filesystem, LocalFileSystem)
+    target = f"{path}.{uuid.uuid4().hex}.part" if is_local else path
+    try:
+        with filesystem.open(target, "wb") as sink, pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+            yield writer
+    except BaseException:
+        if is_local:
+            with suppress(FileNotFoundError):
+                filesystem.rm_file(target)
+        raise
+    if is_local:
+        filesystem.mv(target, path)
+
+
+def read_parquet(url: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a file whole.
+
+    Args:
+        url: of the file.
+        columns: to read; None reads all.
+    """
+    filesystem, path = url_to_fs(url)
+    with filesystem.open(path, "rb") as stream:
+        return pq.read_table(stream, columns=columns)

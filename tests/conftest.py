@@ -1,0 +1,52 @@
+"""Shared fixtures: a spec to start from, and one real local Ray head for the whole session."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.backends.local_ray import LocalRay
+
+NUM_CPUS = 3
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def job_document(tmp_path: Path) -> dict[str, Any]:
+    """A small valid spec over a file that exists."""
+    rows = [{"prompt": f"What is {n} plus 1?", "completion": f"It is {n + 1}."} for n in range(40)]
+    path = write_rows(tmp_path / "sums.jsonl", rows)
+    return {
+        "name": "small",
+        "model": {
+            "base": {"kind": "preset", "name": "quickstart"},
+            "tokenizer": {"kind": "train_bpe", "vocab_size": 320},
+        },
+        "data": {
+            "sources": [{"name": "sums", "category": "math", "form": "prompt_completion", "uri": f"file://{path}"}],
+            "sequence_length": 64,
+            "held_out_fraction": 0.1,
+        },
+        "train": {"global_batch_rows": 2, "precision": "fp32", "learning_rate": 1e-3, "checkpoint_every_steps": 4},
+        "parallel": {"num_workers": 2, "expert_parallel_size": 2, "accelerator": "cpu"},
+        "evaluate": {"prompts": ["What is 3 plus 1?"], "max_new_tokens": 4},
+    }
+
+
+@pytest.fixture(scope="session")
+def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRay]:
+    head = LocalRay(tmp_path_factory.mktemp("ray") / "token", NUM_CPUS)
+    head.start()
+    yield head
+    processes = head.processes()
+    head.stop()
+    assert len(processes) > 5, "the head and its helpers were seen"
+    assert not [process for process in processes if process.is_running()], "stopping leaves nothing behind"

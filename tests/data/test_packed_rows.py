@@ -1,0 +1,85 @@
+"""Reading packed rows: any row, in any order, with bounded memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ray_jobs.data.packed_rows import PACKED_SCHEMA, ROWS_PER_GROUP, PackedRow, PackedRows
+from ray_jobs.data.parquet_files import parquet_writer
+
+
+def packed_row(number: int) -> PackedRow:
+    lengths = np.array([number % 5 + 1, 3], dtype=np.int32)
+    tokens = np.arange(number, number + lengths.sum(), dtype=np.int32)
+    return PackedRow(tokens, tokens % 2 == 0, lengths, ("code", f"c{number % 3}"))
+
+
+def write_shards(directory: Path, sizes: list[int]) -> list[PackedRow]:
+    rows = [packed_row(number) for number in range(sum(sizes))]
+    start = 0
+    for shard, size in enumerate(sizes):
+        lines = [
+            {
+                "tokens": row.tokens,
+                "trained": row.trained,
+                "document_lengths": row.document_lengths,
+                "document_categories": list(row.document_categories),
+            }
+            for row in rows[start : start + size]
+        ]
+        with parquet_writer(f"{directory}/shard-{shard:05d}.parquet", PACKED_SCHEMA) as writer:
+            writer.write_table(pa.Table.from_pylist(lines, PACKED_SCHEMA), row_group_size=ROWS_PER_GROUP)
+        start += size
+    return rows
+
+
+def assert_same(actual: PackedRow, expected: PackedRow) -> None:
+    for name, dtype in (("tokens", np.int32), ("trained", np.bool_), ("document_lengths", np.int32)):
+        array = getattr(actual, name)
+        assert array.dtype == dtype
+        np.testing.assert_array_equal(array, getattr(expected, name))
+    assert actual.document_categories == expected.document_categories
+
+
+def test_every_row_is_found_in_any_order(tmp_path: Path) -> None:
+    expected = write_shards(tmp_path, [40, 1, 200])
+    rows = PackedRows(str(tmp_path))
+    assert len(rows) == 241
+    for index in np.random.default_rng(0).permutation(241).tolist():
+        assert_same(rows[index], expected[index])
+
+
+def test_only_the_last_groups_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_shards(tmp_path, [ROWS_PER_GROUP * 20])
+    rows = PackedRows(str(tmp_path))
+    for index in range(len(rows)):
+        rows[index]
+        assert len(rows._kept) <= 8
+    monkeypatch.setattr(rows, "_file", lambda path: pytest.fail(f"{path} is read again"))
+    assert_same(rows[len(rows) - 1], packed_row(len(rows) - 1))
+
+
+def test_an_index_out_of_range_is_refused(tmp_path: Path) -> None:
+    write_shards(tmp_path, [3])
+    for index in (-1, 3):
+        with pytest.raises(IndexError):
+            PackedRows(str(tmp_path))[index]
+
+
+def test_an_empty_directory_holds_no_rows(tmp_path: Path) -> None:
+    assert len(PackedRows(str(tmp_path / "none"))) == 0
+
+
+def test_a_file_that_is_not_finished_does_not_appear(tmp_path: Path) -> None:
+    def fail() -> None:
+        with parquet_writer(f"{tmp_path}/shard-00000.parquet", PACKED_SCHEMA):
+            assert len(list(tmp_path.iterdir())) == 1, "it is being written, beside its place"
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        fail()
+    assert list(tmp_path.iterdir()) == []

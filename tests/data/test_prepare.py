@@ -1,0 +1,303 @@
+"""The whole preparation on a local Ray: counts, reuse, bad rows, and the same bytes whatever the order of events."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from ray_jobs.data.packed_rows import PackedRow, PackedRows
+from ray_jobs.data.prepare import PreparedData, prepare
+from service.errors import BadRowError, EmptyDataError, InvalidSpecError, SourceNotFoundError
+from service.spec.job import JobSpec
+
+pytestmark = [
+    pytest.mark.ray,
+    # Ray Data sets its own deprecated fields when it makes its context
+    pytest.mark.filterwarnings("ignore:.* is deprecated:DeprecationWarning:ray.data.context"),
+]
+
+WORDS = [f"word{number}" for number in range(300)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=100 * 2**20,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+        yield
+        ray.shutdown()
+
+
+def text(seed: int, size: int = 30) -> str:
+    return " ".join(np.random.default_rng(seed).choice(WORDS, size))
+
+
+def write_jsonl(path: Path, rows: list[Any]) -> None:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+
+
+@pytest.fixture
+def document(tmp_path: Path) -> dict[str, Any]:
+    """Two sources: 90 code rows in two files, 20 copies and 10 near copies among them; 60 chat rows of two turns."""
+    code = [{"prompt": text(number), "completion": text(1000 + number, 60)} for number in range(60)]
+    near = [{**row, "completion": row["completion"] + " more"} for row in code[20:30]]
+    write_jsonl(tmp_path / "code-0.jsonl", code)
+    write_jsonl(tmp_path / "code-1.jsonl", code[:20] + near)
+    chat = [
+        {"messages": [{"role": role, "content": text(n + shift, 9)} for shift, role in ((0, "user"), (1, "assistant"))]}
+        for n in range(5000, 5180, 3)
+    ]
+    write_jsonl(tmp_path / "chat.jsonl", chat)
+    return {
+        "name": "small",
+        "model": {
+            "base": {"kind": "preset", "name": "quickstart"},
+            "tokenizer": {"kind": "train_bpe", "vocab_size": 700},
+        },
+        "data": {
+            "sources": [
+                {
+                    "name": "snippets",
+                    "category": "code",
+                    "form": "prompt_completion",
+                    "uri": f"file://{tmp_path}/code-*.jsonl",
+                },
+                {"name": "chat", "category": "general", "form": "messages", "uri": f"file://{tmp_path}/chat.jsonl"},
+            ],
+            "sequence_length": 512,
+            "held_out_fraction": 0.1,
+        },
+    }
+
+
+def run(document: dict[str, Any], root: Path) -> PreparedData:
+    return prepare(JobSpec.model_validate(document), str(root), lambda *_: None)
+
+
+def rows_of(prepared: PreparedData, name: str) -> list[PackedRow]:
+    rows = PackedRows(f"{prepared.url}/{name}")
+    return [rows[index] for index in range(len(rows))]
+
+
+def digests(root: Path) -> dict[str, str]:
+    """Of every file that carries data; manifests hold the root's own path."""
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and path.name != "manifest.json"
+    }
+
+
+def documents(rows: list[PackedRow]) -> list[tuple[str, bytes, bytes]]:
+    found = []
+    for row in rows:
+        borders = np.cumsum(row.document_lengths)[:-1]
+        pieces = zip(np.split(row.tokens, borders), np.split(row.trained, borders), strict=True)
+        for category, (tokens, trained) in zip(row.document_categories, pieces, strict=True):
+            found.append((category, tokens.tobytes(), trained.tobytes()))
+    return found
+
+
+def test_every_row_is_accounted_for_and_the_manifest_tells_what_lies_there(
+    document: dict[str, Any], tmp_path: Path
+) -> None:
+    tasks: dict[str, tuple[int, int | None]] = {}
+    prepared = prepare(
+        JobSpec.model_validate(document),
+        str(tmp_path / "prepared"),
+        lambda task, done, total, _: tasks.update({task: (done, total)}),
+    )
+    manifest = prepared.manifest
+    assert not prepared.reused
+    assert manifest == json.loads((Path(prepared.url) / "manifest.json").read_text())
+    counts = ("files", "rows_read", "rows_rejected", "exact_duplicates", "near_duplicates", "rows_kept")
+    assert [[source[name] for name in counts] for source in manifest["sources"]] == [
+        [2, 90, 0, 20, 10, 60],
+        [1, 60, 0, 0, 0, 60],
+    ]
+    train, held_out = rows_of(prepared, "train"), rows_of(prepared, "held_out")
+    packing = manifest["packing"]
+    assert packing["rows"] == len(train)
+    assert packing["tokens"] == sum(len(row.tokens) for row in train)
+    assert packing["trained_tokens"] == sum(int(row.trained.sum()) for row in train)
+    assert packing["fill"] == pytest.approx(packing["tokens"] / (512 * len(train)))
+    assert packing["documents"] + sum(line["examples"] for line in manifest["held_out"]) == 120
+    assert [line["category"] for line in manifest["held_out"]] == ["code", "general"]
+    assert sum(line["tokens"] for line in manifest["held_out"]) == sum(len(row.tokens) for row in held_out)
+    assert sum(line["fraction"] for line in manifest["mixture"]) == pytest.approx(1)
+    assert not {tokens for _, tokens, _ in documents(train)} & {tokens for _, tokens, _ in documents(held_out)}
+    assert manifest["dedup_examples"][0]["kind"] == "near"
+    assert manifest["dedup_examples"][0]["similarity"] > 0.9
+    assert all(done == total for done, total in tasks.values() if total is not None)
+
+
+def test_packed_rows_hold_whole_conversations_and_never_train_a_first_token(
+    document: dict[str, Any], tmp_path: Path
+) -> None:
+    prepared = run(document, tmp_path / "prepared")
+    start, end = 0, 1
+    for row in rows_of(prepared, "train") + rows_of(prepared, "held_out"):
+        assert len(row.tokens) == len(row.trained) == row.document_lengths.sum() <= 512
+        starts = np.cumsum(row.document_lengths) - row.document_lengths
+        assert (row.tokens[starts] == start).all()
+        assert not row.trained[starts].any()
+        ends = (row.tokens == end) & row.trained
+        assert ends.sum() == len(row.document_lengths), "one answer each, trained to its end"
+
+
+def test_a_second_call_reuses_and_other_settings_reuse_the_corpus(document: dict[str, Any], tmp_path: Path) -> None:
+    root = tmp_path / "prepared"
+    first, second = run(document, root), run(document, root)
+    assert (first.reused, second.reused) == (False, True)
+    assert (second.url, second.manifest) == (first.url, first.manifest)
+    document["data"]["mixture"] = {"code": 3, "general": 1}
+    other = run(document, root)
+    assert other.url != first.url
+    assert other.tokenizer_url == first.tokenizer_url
+    assert len(list(root.glob("corpus-*"))) == 1
+    assert other.manifest["mixture"][0]["fraction"] == pytest.approx(0.75, abs=0.03)
+    assert other.manifest["mixture"][0]["asked_fraction"] == 0.75
+    assert other.manifest["packing"]["left_out_by_mixture"] > 0
+    document["data"]["dedup"] = None
+    assert run(document, root).manifest["sources"][0]["rows_kept"] == 90
+    assert len(list(root.glob("corpus-*"))) == 2
+
+
+def test_bytes_do_not_depend_on_place_and_a_torn_directory_is_made_again(
+    document: dict[str, Any], tmp_path: Path
+) -> None:
+    first = run(document, tmp_path / "one")
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for path in tmp_path.glob("*.jsonl"):
+        shutil.copy(path, moved)
+    for source in document["data"]["sources"]:
+        source["uri"] = source["uri"].replace(str(tmp_path), str(moved))
+    second = run(document, tmp_path / "two")
+    assert second.manifest["hash"] == first.manifest["hash"]
+    expected = digests(tmp_path / "one")
+    assert len(expected) == 13, "3 parts twice, 3 of the tokenizer, index, rejected rows, 2 shards"
+    assert digests(tmp_path / "two") == expected
+    for directory in (tmp_path / "two").iterdir():
+        (directory / "manifest.json").unlink()
+    (tmp_path / "two" / Path(second.url).name / "train" / "shard-00000.parquet").write_bytes(b"torn")
+    third = run(document, tmp_path / "two")
+    assert not third.reused
+    assert third.manifest == second.manifest
+    assert digests(tmp_path / "two") == expected
+
+
+def test_two_jobs_that_prepare_the_same_at_once_do_not_disturb_each_other(
+    document: dict[str, Any], tmp_path: Path
+) -> None:
+    run(document, tmp_path / "alone")
+    spec, root = JobSpec.model_validate(document), str(tmp_path / "shared")
+    job = ray.remote(num_cpus=0)(prepare)
+    first, second = ray.get([job.remote(spec, root, lambda *_: None) for _ in range(2)])
+    assert (first.reused, second.reused) == (False, False)
+    assert (first.url, first.manifest) == (second.url, second.manifest)
+    assert digests(tmp_path / "shared") == digests(tmp_path / "alone")
+
+
+def test_a_changed_source_is_another_corpus(document: dict[str, Any], tmp_path: Path) -> None:
+    first = run(document, tmp_path / "prepared")
+    with (tmp_path / "chat.jsonl").open("a") as file:
+        file.write(json.dumps({"messages": [{"role": "assistant", "content": "New."}]}) + "\n")
+    second = run(document, tmp_path / "prepared")
+    assert not second.reused
+    assert second.tokenizer_url != first.tokenizer_url
+    assert second.manifest["sources"][1]["rows_kept"] == 61
+
+
+BAD_ROWS = ["{", {"prompt": "a"}, {"prompt": "a", "completion": None}, [1], {"prompt": "a", "completion": "\ud800"}]
+
+
+def test_a_bad_row_fails_with_its_place_and_the_count(document: dict[str, Any], tmp_path: Path) -> None:
+    with (tmp_path / "code-1.jsonl").open("a") as file:
+        file.writelines((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in BAD_ROWS)
+    with pytest.raises(BadRowError, match=r"code-1\.jsonl row 31: not JSON: .* \(and 4 more\)") as caught:
+        run(document, tmp_path / "prepared")
+    assert caught.value.field == "data.sources.0.uri"
+    assert list((tmp_path / "prepared").rglob("manifest.json")) == []
+
+
+def test_skipped_rows_are_counted_and_listed(document: dict[str, Any], tmp_path: Path) -> None:
+    clean = run(document, tmp_path / "prepared")
+    with (tmp_path / "code-1.jsonl").open("a") as file:
+        file.writelines((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in BAD_ROWS)
+    (tmp_path / "code-2.jsonl.gz").write_bytes(b"not gzip")
+    document["data"]["sources"][0]["uri"] += "*"
+    document["data"]["on_bad_row"] = "skip"
+    prepared = run(document, tmp_path / "prepared")
+    source = prepared.manifest["sources"][0]
+    assert [source[name] for name in ("files", "rows_read", "rows_rejected", "rows_kept")] == [3, 96, 6, 60]
+    listed = [json.loads(line) for line in Path(prepared.manifest["rejected_rows_file"]).read_text().splitlines()]
+    assert listed == prepared.manifest["rejected_rows"]
+    assert [(row["source"], row["file"].rpartition("/")[2], row["row"]) for row in listed] == [
+        *[("snippets", "code-1.jsonl", number) for number in range(31, 36)],
+        ("snippets", "code-2.jsonl.gz", 1),
+    ]
+    assert all(row["reason"] for row in listed)
+    assert prepared.manifest["packing"]["tokens"] == clean.manifest["packing"]["tokens"], "bad rows change nothing else"
+
+
+def test_long_conversations_are_cut_or_dropped_and_counted(document: dict[str, Any], tmp_path: Path) -> None:
+    long_answer = {"prompt": "Tell.", "completion": text(1, 900)}
+    long_question = {"prompt": text(2, 900), "completion": "No token of this is within the first 512."}
+    write_jsonl(tmp_path / "code-1.jsonl", [long_answer, long_question])
+    document["data"]["held_out_fraction"] = 0.0
+    cut = run(document, tmp_path / "prepared")
+    assert (cut.manifest["packing"]["truncated"], cut.manifest["packing"]["dropped"]) == (1, 1)
+    assert cut.manifest["packing"]["documents"] == 121
+    assert cut.manifest["held_out"] == []
+    assert rows_of(cut, "held_out") == []
+    document["data"]["on_long_conversation"] = "drop"
+    dropped = run(document, tmp_path / "prepared")
+    assert (dropped.manifest["packing"]["truncated"], dropped.manifest["packing"]["dropped"]) == (0, 2)
+    assert dropped.tokenizer_url == cut.tokenizer_url
+
+
+def test_nothing_left_is_an_error_with_a_field(document: dict[str, Any], tmp_path: Path) -> None:
+    document["data"]["mixture"] = {"code": 1, "general": 1}
+    document["data"]["on_long_conversation"] = "drop"
+    document["data"]["sequence_length"] = 64
+    with pytest.raises(EmptyDataError, match="no conversation of 'code' is left") as caught:
+        run(document, tmp_path / "prepared")
+    assert caught.value.field == "data.mixture.code"
+    for path in tmp_path.glob("*.jsonl"):
+        path.write_text("")
+    with pytest.raises(EmptyDataError) as caught:
+        run(document, tmp_path / "prepared")
+    assert caught.value.field == "data.sources"
+
+
+def test_faults_of_the_spec_arrive_as_they_are(document: dict[str, Any], tmp_path: Path) -> None:
+    document["data"]["sources"][1]["uri"] = f"file://{tmp_path}/none.jsonl"
+    with pytest.raises(SourceNotFoundError) as caught:
+        run(document, tmp_path / "prepared")
+    assert caught.value.field == "data.sources.1.uri"
+    document["data"]["sources"][1]["uri"] = f"file://{tmp_path}/chat.jsonl"
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    (tokenizer / "tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": {}, "merges": []}}')
+    document["model"]["tokenizer"] = {"kind": "pretrained", "path": str(tokenizer)}
+    with pytest.raises(InvalidSpecError, match=r"no <\|im_start\|>") as refused:
+        run(document, tmp_path / "prepared")
+    assert refused.value.field == "model.tokenizer"
