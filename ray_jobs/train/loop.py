@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,11 +123,16 @@ class Worker:
         """Do what is left of the job."""
         step = self._resume()
         self._announce_workers(step)
-        if step == 0:
-            self.evaluate("before", step)
-        self.train(step)
-        self._stage("evaluate", lambda: self.evaluate("after", self.total_steps))
-        self._stage("export", self._export)
+        with self._finishing("train"):
+            if step == 0:
+                self.evaluate("before", step)
+            self.train(step)
+        with self._finishing("evaluate"):
+            self._emit("stage.started", "evaluate")
+            self.evaluate("after", self.total_steps)
+        with self._finishing("export"):
+            self._emit("stage.started", "export")
+            self._export()
 
     def _build_engine(self) -> DeepSpeedEngine:
         base = self.spec.model.base
@@ -228,10 +235,11 @@ class Worker:
         if self.rank == 0:
             self.run.write_json(EXPORT_FILE, outcome)
 
-    def _stage(self, stage: Stage, work: Any) -> None:
-        self._emit("stage.started", stage)
+    @contextmanager
+    def _finishing(self, stage: Stage) -> Iterator[None]:
+        """Say at the end of the block how long the stage took in these workers."""
         start = time.monotonic()
-        work()
+        yield
         self._emit("stage.finished", stage, duration_s=time.monotonic() - start, reused=False, summary={})
         self._flush()
 
