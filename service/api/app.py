@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
@@ -66,15 +66,17 @@ def open_backend(settings: Settings) -> Iterator[Backend]:
             raise InvalidSpecError("an existing cluster needs its token: give --ray-token-path")
         token = settings.ray_token_path.read_text().strip()
         cluster = _ray_jobs(settings, settings.ray_dashboard_url, token, shares_filesystem=False)
-        cluster.require_authentication()
-        cluster.ping()
-        yield cluster
+        with closing(cluster):
+            cluster.require_authentication()
+            cluster.ping()
+            yield cluster
         return
 
     head = LocalRay(settings.data_dir / "ray-token", max(os.cpu_count() or 1, MIN_LOCAL_CPUS))
     try:
         head.start()
-        yield _ray_jobs(settings, head.dashboard_url, head.token, shares_filesystem=True)
+        with closing(_ray_jobs(settings, head.dashboard_url, head.token, shares_filesystem=True)) as cluster:
+            yield cluster
     finally:
         head.stop()
 

@@ -1,7 +1,8 @@
 """An embedded Ray head for one machine: started with the control plane, on loopback, with token authentication.
 
-Everything that descends from it carries a mark in its environment, so stopping can end each of these processes and no
-other, also drivers that outlived their head. Other Ray clusters on the machine are left alone.
+Everything that descends from it is ended with it, and nothing else: its children by their parents, and by a mark in the
+environment the processes that outlived theirs. (Some of Ray's own processes overwrite their environment with their
+title, so the mark alone would miss them.) Other Ray clusters on the machine are left alone.
 """
 
 from __future__ import annotations
@@ -61,10 +62,10 @@ class LocalRay:
         self._token_path.touch(mode=0o600)
         self._token_path.chmod(0o600)
         self._token_path.write_text(self.token)
-        log = (self._directory / "head.log").open("wb")
-        self._process = subprocess.Popen(  # noqa: S603  our own command line
-            self._command(), env=self._environment(), stdout=log, stderr=log, start_new_session=True
-        )
+        with (self._directory / "head.log").open("wb") as log:
+            self._process = subprocess.Popen(  # noqa: S603  our own command line
+                self._command(), env=self._environment(), stdout=log, stderr=log, start_new_session=True
+            )
         deadline = time.monotonic() + _START_TIMEOUT_S
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -75,22 +76,31 @@ class LocalRay:
 
     def stop(self) -> None:
         """End it and all that descends from it; safe to repeat."""
+        remaining = self.processes()
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_STOP_GRACE_S)
-        remaining = self.processes()
+        remaining = [process for process in {*remaining, *self.processes()} if process.is_running()]
         for process in remaining:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(remaining, timeout=_STOP_GRACE_S)
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def processes(self) -> list[psutil.Process]:
         """All live processes that descend from this head."""
-        return [process for process in psutil.process_iter() if self._is_ours(process)]
+        marked = {process for process in psutil.process_iter() if self._is_marked(process)}
+        children: set[psutil.Process] = set()
+        if self._process is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                children.update(psutil.Process(self._process.pid).children(recursive=True))
+        return sorted(marked | children, key=lambda process: process.pid)
 
-    def _is_ours(self, process: psutil.Process) -> bool:
+    def _is_marked(self, process: psutil.Process) -> bool:
         try:
             return process.environ().get(_MARK) == self._mark and process.status() != psutil.STATUS_ZOMBIE
         except psutil.Error:

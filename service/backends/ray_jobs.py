@@ -60,6 +60,10 @@ class RayJobs:
         """Whether local files are the same here and there."""
         return self._shares_filesystem
 
+    def close(self) -> None:
+        """Close the connections; jobs go on."""
+        self._http.close()
+
     def ping(self) -> None:
         """Raise when the cluster does not answer, or does not accept the token."""
         self._require_success(self._request("GET", "/api/version"))

@@ -1,7 +1,8 @@
-"""Live progress of a job: a panel that redraws itself in a terminal, a line per change elsewhere."""
+"""Live progress of a job: a panel that redraws itself in a terminal, elsewhere a line every few seconds."""
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from types import TracebackType
 from typing import Self
@@ -17,6 +18,7 @@ from service.spec.event import STAGES, Stage
 from service.spec.resources import Job, JobProgress
 
 _LOSSES_KEPT = 60
+_LINE_INTERVAL_S = 5.0
 
 
 class ProgressView:
@@ -30,7 +32,8 @@ class ProgressView:
         self._console = console
         self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
         self._losses: deque[float] = deque(maxlen=_LOSSES_KEPT)
-        self._last_line = ""
+        self._last_state: tuple[str | None, ...] = ()
+        self._last_print = 0.0
         self._last_step: int | None = None
 
     def update(self, job: Job) -> None:
@@ -42,10 +45,15 @@ class ProgressView:
         if self._live is not None:
             self._live.update(self._panel(job))
             return
-        line = f"{job.id} {job.status}{describe_progress(job)}"
-        if line != self._last_line:
+        self._print_line(job)
+
+    def _print_line(self, job: Job) -> None:
+        state = (job.status, job.progress.stage, job.progress.task)
+        now = time.monotonic()
+        if state != self._last_state or now - self._last_print > _LINE_INTERVAL_S:
+            line = f"{job.id} {job.status}{describe_progress(job)}"
             self._console.print(line, soft_wrap=True, highlight=False, markup=False)
-            self._last_line = line
+            self._last_state, self._last_print = state, now
 
     def _panel(self, job: Job) -> RenderableType:
         progress = job.progress

@@ -1,0 +1,39 @@
+"""A backend in memory, for the reconciler's decisions: the test plays the cluster. Real Ray is in test_ray_jobs."""
+
+from __future__ import annotations
+
+from service.backends.base import AttemptState
+from service.errors import BackendUnavailableError
+
+
+class RecordingBackend:
+    def __init__(self) -> None:
+        self.states: dict[str, tuple[AttemptState, str]] = {}
+        self.submitted: list[str] = []
+        self.stopped: list[str] = []
+        self.is_down = False
+        self.shares_filesystem = True
+
+    def _require_up(self) -> None:
+        if self.is_down:
+            raise BackendUnavailableError("down")
+
+    def ping(self) -> None:
+        self._require_up()
+
+    def submit(self, submission_id: str, run_url: str, attempt: int, spec_sha256: str) -> None:
+        self._require_up()
+        self.submitted.append(submission_id)
+        self.states.setdefault(submission_id, ("running", ""))
+
+    def state(self, submission_id: str) -> tuple[AttemptState, str] | None:
+        self._require_up()
+        return self.states.get(submission_id)
+
+    def stop(self, submission_id: str) -> None:
+        self._require_up()
+        self.stopped.append(submission_id)
+
+    def logs(self, submission_id: str) -> str:
+        self._require_up()
+        return f"one\ntwo\nlogs of {submission_id}\n"

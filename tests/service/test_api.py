@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from ray_jobs.run_directory import EventWriter, RunDirectory
+from service.api.app import create_app
+from service.api.dependencies import ControlPlane
+from service.client.client import Client
+from service.errors import ConflictError, InvalidSpecError, NotFoundError, SourceNotFoundError
+from service.reconcile import Reconciler
+from service.spec.job import JobSpec
+from service.store.store import Store
+from tests.service.recording_backend import RecordingBackend
+
+SNAPSHOT = Path(__file__).parent / "openapi.json"
+
+
+def test_openapi_is_the_agreed_one(parts: ControlPlane) -> None:
+    document = create_app(parts).openapi()
+    document["info"]["version"] = "any"
+    agreed = json.loads(SNAPSHOT.read_text())
+    assert document == agreed, f"the API changed; if meant, write the new document to {SNAPSHOT}"
+
+
+@pytest.mark.parametrize("header", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic eDp5"}])
+def test_no_key_no_answer(parts: ControlPlane, key: str, header: dict[str, str]) -> None:
+    del key
+    anonymous = TestClient(create_app(parts))
+    answer = anonymous.get("/v1/jobs", headers=header)
+    assert (answer.status_code, answer.json()["code"]) == (401, "not_authenticated")
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert anonymous.get("/healthz").json()["status"] == "ok"
+
+
+def test_a_job_is_created_listed_and_cancelled(client: Client, spec: JobSpec) -> None:
+    job = client.jobs.create(spec)
+    assert (job.status, job.attempt, job.queue_position) == ("queued", 0, 1)
+    assert job.spec == spec
+    second = client.jobs.create(spec)
+    assert second.queue_position == 2
+    assert [item.id for item in client.jobs.list().data] == [second.id, job.id]
+    page = client.jobs.list(limit=1)
+    assert page.has_more
+    assert [item.id for item in client.jobs.list(after=page.data[0].id).data] == [job.id]
+    assert client.jobs.cancel(job.id).status == "cancelled"
+    assert client.jobs.cancel(job.id).status == "cancelled", "cancelling twice is no error"
+    assert client.jobs.get(second.id).queue_position == 1
+    assert [item.id for item in client.jobs.list(statuses=["cancelled"]).data] == [job.id]
+
+
+def test_the_same_idempotency_key_gives_the_same_job(client: Client, spec: JobSpec) -> None:
+    first = client.jobs.create(spec, idempotency_key="k")
+    assert client.jobs.create(spec, idempotency_key="k").id == first.id
+    with pytest.raises(ConflictError, match="used with another body"):
+        client.jobs.create(spec.model_copy(update={"seed": 1}), idempotency_key="k")
+    assert len(client.jobs.list().data) == 1
+
+
+def test_problems_name_every_field(http: TestClient, job_document: dict[str, Any]) -> None:
+    job_document["train"] |= {"epochs": -1, "speed": 3}
+    job_document["model"]["base"]["name"] = "nope"
+    answer = http.post("/v1/jobs", json=job_document)
+    assert answer.status_code == 422
+    problem = answer.json()
+    assert problem["code"] == "invalid_spec"
+    fields = {error["field"]: error["message"] for error in problem["errors"]}
+    assert set(fields) == {"train.epochs", "train.speed", "model.base.name"}
+    assert fields["train.speed"] == "unknown field"
+
+
+@pytest.mark.parametrize(
+    ("content", "content_type"), [("{", "application/json"), ("[]", "application/json"), ("name: x", "text/plain")]
+)
+def test_a_body_that_is_no_spec_is_refused(http: TestClient, content: str, content_type: str) -> None:
+    answer = http.post("/v1/jobs", content=content, headers={"Content-Type": content_type})
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_spec")
+
+
+def test_a_missing_file_is_found_before_the_job_is_accepted(client: Client, job_document: dict[str, Any]) -> None:
+    job_document["data"]["sources"][0]["uri"] = "file:///nowhere/*.jsonl"
+    with pytest.raises(SourceNotFoundError, match=r"^data\.sources\.0\.uri: no such file: /nowhere"):
+        client.jobs.create(JobSpec.model_validate(job_document))
+    job_document["model"] = {"base": "/no/checkpoint"}
+    job_document["data"]["sources"][0]["uri"] = f"file://{__file__}"
+    with pytest.raises(SourceNotFoundError, match=r"^model\.base\.path"):
+        client.jobs.create(JobSpec.model_validate(job_document))
+    assert client.jobs.list().data == []
+
+
+def test_unknown_things_are_not_found(client: Client, http: TestClient) -> None:
+    for ask in (client.jobs.get, client.jobs.cancel, client.jobs.events, client.jobs.metrics, client.jobs.logs):
+        with pytest.raises(NotFoundError, match="no job 'job-0'"):
+            ask("job-0")
+    assert http.get("/v1/nothing").json()["code"] == "not_found"
+    assert http.put("/v1/jobs").json()["status"] == 405
+    with pytest.raises(InvalidSpecError, match="limit"):
+        client.jobs.list(limit=0)
+
+
+def test_events_metrics_logs_and_report_of_a_run(
+    client: Client, spec: JobSpec, reconciler: Reconciler, backend: RecordingBackend
+) -> None:
+    job = client.jobs.create(spec)
+    with pytest.raises(NotFoundError, match="is queued; a report is there once"):
+        client.jobs.report(job.id)
+    reconciler.reconcile()
+    reconciler.reconcile()
+    run = RunDirectory(job.run_url)
+    with EventWriter(run, "driver", attempt=1) as events:
+        events.emit("stage.started", stage="train")
+        for step, loss in ((1, 3.0), (2, 2.0), (2, 2.5)):
+            events.emit("train.step", stage="train", step=step, total_steps=2, loss=loss, eta_s=1.0)
+    run.write_report({"outcome": "succeeded"})
+    backend.states[f"{job.id}-a1"] = ("succeeded", "")
+    reconciler.reconcile()
+    done = client.jobs.get(job.id)
+    assert (done.status, done.progress.stage, done.progress.step, done.progress.loss) == ("succeeded", "train", 2, 2.5)
+    assert done.finished_at is not None
+    assert [event.sequence for event in client.jobs.events(job.id).data] == [1, 2, 3, 4]
+    assert [event.sequence for event in client.jobs.events(job.id, after=3).data] == [4]
+    metrics = client.jobs.metrics(job.id)
+    assert [(item.step, item.data["loss"]) for item in metrics] == [(1, 3.0), (2, 2.5)], "a step's last word counts"
+    assert client.jobs.logs(job.id, tail=1) == f"logs of {job.id}-a1\n"
+    assert client.jobs.report(job.id) == {"outcome": "succeeded"}
+    assert [event.type for event in client.jobs.stream_events(job.id, after=1)] == ["train.step"] * 3
+    with pytest.raises(ConflictError, match="already succeeded"):
+        client.jobs.cancel(job.id)
+
+
+def test_readiness_follows_the_cluster(http: TestClient, backend: RecordingBackend) -> None:
+    assert http.get("/readyz").status_code == 200
+    backend.is_down = True
+    answer = http.get("/readyz")
+    assert (answer.status_code, answer.json()["cluster"], answer.json()["store"]) == (503, "down", "ok")
+
+
+def test_the_key_is_made_once_and_not_stored(store: Store, key: str, tmp_path: Path) -> None:
+    assert store.make_first_key() is None
+    assert store.knows_key(key)
+    assert key.encode() not in b"".join(path.read_bytes() for path in tmp_path.glob("test.db*"))

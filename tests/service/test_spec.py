@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from service.client.spec_file import load_spec
+from service.errors import InvalidSpecError
+from service.spec.base import field_errors
+from service.spec.job import JobSpec
+
+ROOT = Path(__file__).parents[2]
+
+
+def set_at(document: dict[str, Any], path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    for part in parents:
+        document = document[int(part)] if isinstance(document, list) else document.setdefault(part, {})
+    document[last] = value
+
+
+def test_defaults_are_the_recipe(job_document: dict[str, Any]) -> None:
+    del job_document["train"], job_document["data"]["sequence_length"], job_document["parallel"]
+    spec = JobSpec.model_validate(job_document)
+    train = spec.train
+    assert (train.learning_rate, train.warmup_fraction, train.schedule, train.epochs) == (2e-5, 0.05, "cosine", 2)
+    assert (train.global_batch_rows, train.micro_batch_rows, train.balance_loss_coefficient) == (256, 1, 0.01)
+    assert spec.data.sequence_length == 4096
+    assert spec.data.dedup is not None
+    assert spec.data.dedup.threshold == 0.7
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "field"),
+    [
+        ("train.epoch", 2, "train.epoch"),
+        ("train.epochs", -1, "train.epochs"),
+        ("train.learning_rate", "fast", "train.learning_rate"),
+        ("train.adam_betas", [0.9, 1.5], "train.adam_betas"),
+        ("train.global_batch_rows", 3, "train.global_batch_rows"),
+        ("model.base.name", "gpt-5", "model.base.name"),
+        ("model.base", {"kind": "magic"}, "model.base"),
+        ("model.tokenizer", None, "model.tokenizer"),
+        ("model.tokenizer.vocab_size", 3, "model.tokenizer.vocab_size"),
+        ("data.sources.0.uri", "rows.jsonl", "data.sources.0.uri"),
+        ("data.sources.0.uri", "ftp://host/rows.jsonl", "data.sources.0.uri"),
+        ("data.sources.0.form", "poem", "data.sources.0.form"),
+        ("data.sources", [], "data.sources"),
+        ("data.mixture", {"math": 1, "code": 1}, "data.mixture.code"),
+        ("data.mixture", {"math": 0}, "data.mixture.math"),
+        ("data.on_bad_row", "ignore", "data.on_bad_row"),
+        ("parallel.expert_parallel_size", 3, "parallel.expert_parallel_size"),
+        ("name", "No Spaces!", "name"),
+        ("seed", float("nan"), "seed"),
+    ],
+)
+def test_a_bad_value_is_named_by_its_path(job_document: dict[str, Any], path: str, value: Any, field: str) -> None:
+    set_at(job_document, path, value)
+    with pytest.raises(ValidationError) as caught:
+        JobSpec.model_validate(job_document)
+    assert [error.field for error in field_errors(caught.value.errors(), job_document)] == [field]
+
+
+def test_experts_must_divide(job_document: dict[str, Any]) -> None:
+    job_document["parallel"] = {"num_workers": 3, "expert_parallel_size": 3}
+    job_document["train"]["global_batch_rows"] = 3
+    with pytest.raises(ValidationError, match="does not divide the 8 experts"):
+        JobSpec.model_validate(job_document)
+
+
+def test_equal_specs_have_equal_hashes(job_document: dict[str, Any]) -> None:
+    spec = JobSpec.model_validate(job_document)
+    explicit = JobSpec.model_validate(spec.model_dump(mode="json"))
+    assert explicit.sha256() == spec.sha256()
+    assert spec.model_copy(update={"seed": 1}).sha256() != spec.sha256()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_spec_parses(path: Path) -> None:
+    spec = load_spec(path)
+    assert all(source.uri.startswith(f"file://{ROOT}") for source in spec.data.sources)
+
+
+def test_spec_files_resolve_paths_against_themselves(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text(
+        """
+        name = "toml"
+        model.base = "checkpoints/arctic"
+        [[data.sources]]
+        name = "a"
+        category = "code"
+        form = "alpaca"
+        uri = "rows/*.jsonl"
+        """
+    )
+    spec = load_spec(tmp_path / "job.toml")
+    assert spec.data.sources[0].uri == f"file://{tmp_path}/rows/*.jsonl"
+    assert spec.model.base.model_dump() == {"kind": "checkpoint", "path": f"{tmp_path}/checkpoints/arctic"}
+
+
+def test_spec_file_errors_name_file_or_field(tmp_path: Path) -> None:
+    (tmp_path / "broken.yaml").write_text("name: [")
+    with pytest.raises(InvalidSpecError, match=r"broken\.yaml cannot be parsed"):
+        load_spec(tmp_path / "broken.yaml")
+    (tmp_path / "empty.yaml").write_text("name: x")
+    with pytest.raises(InvalidSpecError, match=r"2 faults:\n  model: Field required\n  data: Field required"):
+        load_spec(tmp_path / "empty.yaml")
+    with pytest.raises(InvalidSpecError, match="a spec ends in"):
+        load_spec(tmp_path / "job.txt")

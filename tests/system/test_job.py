@@ -1,0 +1,166 @@
+"""A job through the running service: its end, its faults, its cancellation."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from moe.hf import load_checkpoint, read_config
+from moe.model import HybridModel
+from service.errors import JobFailedError
+from service.spec.job import JobSpec
+from tests.system.conftest import System
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def exported(system: System, job_id: str) -> dict[str, torch.Tensor]:
+    directory = Path(system.client.jobs.report(job_id)["export"]["path"])
+    return {key: tensor for path in directory.glob("*.safetensors") for key, tensor in load_file(path).items()}
+
+
+def assert_same_weights(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """Bit by bit: fp32 on CPU with one thread a worker and gloo's fixed order of reduction leaves nothing to chance."""
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[key], expected[key]) for key in expected)
+
+
+def steps_taken(system: System, job_id: str) -> list[int]:
+    events = system.client.jobs.stream_events(job_id)
+    return [event.data["step"] for event in events if event.type == "train.step"]  # type: ignore[misc]
+
+
+@pytest.fixture(scope="module")
+def finished() -> dict[str, str]:
+    """Ids of finished jobs, so that one undisturbed run serves several comparisons."""
+    return {}
+
+
+@pytest.fixture
+def undisturbed(system: System, long_document: dict[str, Any], finished: dict[str, str]) -> str:
+    if "undisturbed" not in finished:
+        finished["undisturbed"] = system.run(JobSpec.model_validate(long_document))
+    return finished["undisturbed"]
+
+
+def test_a_job_runs_to_its_report(system: System, undisturbed: str) -> None:
+    job, report = system.client.jobs.get(undisturbed), system.client.jobs.report(undisturbed)
+    assert (job.status, job.attempt) == ("succeeded", 1)
+    assert [stage["stage"] for stage in report["stages"]] == ["prepare", "train", "evaluate", "export"]
+    train = report["train"]
+    assert train["steps"] == train["planned_steps"] == job.progress.total_steps
+    assert (train["steps_taken_twice"], train["restarts"], train["epochs"]) == (0, 0, 2)
+    assert sorted(steps_taken(system, undisturbed)) == list(range(1, train["steps"] + 1))
+    rates = [rate for _, rate in train["learning_rate_curve"]]
+    assert max(rates) == 1e-3 == rates[train["warmup_steps"] - 1]
+    assert report["held_out"]["after"]["math"] < 0.7 * report["held_out"]["before"]["math"]
+    assert train["balance_loss_floor"] == pytest.approx(0.04)
+    assert train["balance_loss"] == pytest.approx(sum(train["balance_loss_per_layer"]))
+    assert [sample["prompt"] for sample in report["samples"]] == ["What is 3 plus 1?"]
+    assert report["export"]["verified"]
+    assert "DeepSpeed" in system.client.jobs.logs(undisturbed)
+
+
+def test_the_export_is_a_whole_checkpoint_and_starts_another_job(
+    system: System, undisturbed: str, long_document: dict[str, Any]
+) -> None:
+    directory = Path(system.client.jobs.report(undisturbed)["export"]["path"])
+    config = read_config(directory)
+    model = HybridModel(config)
+    load_checkpoint(model, directory)
+    assert {"tokenizer.json", "generation_config.json", "config.json"} <= {path.name for path in directory.iterdir()}
+    long_document["model"] = {"base": str(directory)}
+    long_document["train"] |= {"max_steps": 2, "freeze_moe": True}
+    again = system.run(JobSpec.model_validate(long_document))
+    report, first = system.client.jobs.report(again), system.client.jobs.report(undisturbed)
+    assert report["held_out"]["before"]["math"] == pytest.approx(first["held_out"]["after"]["math"], rel=1e-6)
+    before, after = exported(system, undisturbed), exported(system, again)
+    for key, tensor in after.items():
+        assert torch.equal(tensor, before[key]) == (".block_sparse_moe." in key), key
+
+
+def test_a_second_run_reuses_the_prepared_data(system: System, undisturbed: str, long_document: dict[str, Any]) -> None:
+    del undisturbed
+    long_document["train"]["max_steps"] = 1
+    report = system.client.jobs.report(system.run(JobSpec.model_validate(long_document)))
+    assert report["stages"][0]["reused"]
+
+
+def test_a_killed_worker_costs_no_step_and_changes_no_weight(
+    system: System, undisturbed: str, long_document: dict[str, Any]
+) -> None:
+    job = system.client.jobs.create(JobSpec.model_validate(long_document))
+    system.await_event(job.id, lambda event: event.type == "train.step" and event.data["step"] == 33)
+    system.worker_processes(job.id)[1].kill()
+    system.client.jobs.wait(job.id, timeout_s=200)
+    train = system.client.jobs.report(job.id)["train"]
+    assert train["restarts"] == 1
+    taken = steps_taken(system, job.id)
+    assert sorted(set(taken)) == list(range(1, train["planned_steps"] + 1)), "none lost"
+    assert 0 < len(taken) - len(set(taken)) < 40, "only steps since the last checkpoint are repeated"
+    assert_same_weights(exported(system, job.id), exported(system, undisturbed))
+
+
+def test_a_killed_driver_is_followed_by_another_attempt(
+    system: System, undisturbed: str, long_document: dict[str, Any]
+) -> None:
+    job = system.client.jobs.create(JobSpec.model_validate(long_document))
+    system.await_event(job.id, lambda event: event.type == "train.step" and event.data["step"] == 33)
+    [driver] = [process for process in psutil.process_iter() if job.run_url in _command(process)]
+    driver.kill()
+    done = system.client.jobs.wait(job.id, timeout_s=200)
+    assert done.attempt == 2
+    taken = steps_taken(system, job.id)
+    assert sorted(set(taken)) == list(range(1, max(taken) + 1))
+    assert_same_weights(exported(system, job.id), exported(system, undisturbed))
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        command = process.cmdline()
+    except psutil.Error:
+        return []
+    return command if command[1:3] == ["-m", "ray_jobs.finetune"] else []
+
+
+def test_cancelling_frees_every_process_within_ten_seconds(system: System, long_document: dict[str, Any]) -> None:
+    long_document["train"]["epochs"] = 50
+    job = system.client.jobs.create(JobSpec.model_validate(long_document))
+    workers = system.worker_processes(job.id)
+    assert all(worker.is_running() for worker in workers)
+    system.client.jobs.cancel(job.id)
+    start = time.monotonic()
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert not alive
+    with pytest.raises(JobFailedError, match="cancelled"):
+        system.client.jobs.wait(job.id, timeout_s=10 - (time.monotonic() - start))
+    assert not [process for process in psutil.process_iter() if job.run_url in _command(process)]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "Who?", "completion": ""}, "the last assistant turn is empty"),
+        ({"prompt": "Who?"}, "no field 'completion'"),
+    ],
+)
+def test_a_bad_row_stops_the_job_before_training(
+    system: System, job_document: dict[str, Any], tmp_path: Path, row: dict[str, str], reason: str
+) -> None:
+    path = tmp_path / "sums.jsonl"
+    path.write_text(path.read_text() + json.dumps(row) + "\n")
+    job = system.client.jobs.create(JobSpec.model_validate(job_document))
+    with pytest.raises(JobFailedError, match=f"sums.jsonl row 41: {reason}") as caught:
+        system.client.jobs.wait(job.id, timeout_s=60)
+    assert caught.value.field == "data.sources.0.uri"
+    error = system.client.jobs.get(job.id).error
+    assert error is not None
+    assert (error.code, error.fault) == ("bad_row", "data")
+    assert not [event for event in system.client.jobs.events(job.id).data if event.type == "train.started"]
