@@ -2,10 +2,10 @@
 
     <root>/<job id>/spec.json            the JobSpec
                     events/*.jsonl       immutable numbered segments (`service.spec.event`)
-                    checkpoints/         Ray Train's storage
-                    rejected-rows.jsonl  rows left out, with file, row and reason
+                    checkpoints/         Ray Train's storage, a folder an attempt
+                    evals/*.json         held-out loss and samples, before and after
+                    export/              the Hugging Face checkpoint; export.json beside it says that it was verified
                     report.json          the outcome
-                    export/              the Hugging Face checkpoint
     <root>/prepared/<hash>/              prepared data, shared by all jobs of this root
 
 Files appear whole or not at all: written beside their place, then moved; on object stores a put is atomic by itself.

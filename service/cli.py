@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +24,7 @@ from service.errors import SleddogError
 from service.settings import Settings
 from service.spec.resources import Job
 
-app = typer.Typer(help="Fine-tune Mixture-of-Experts language models on a Ray cluster.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 out, err = Console(), Console(stderr=True)
 
 Url = Annotated[str, typer.Option(envvar="SLEDDOG_URL", help="The service's address.")]
@@ -38,6 +39,21 @@ SpecFile = Annotated[Path, typer.Argument(help="A job's spec: YAML, TOML or JSON
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 DEFAULT_DATA_DIR = Path(".sleddog")
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"sleddog {version('sleddog')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Fine-tune Mixture-of-Experts language models on a Ray cluster."""
 
 
 def _clean_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -127,6 +143,13 @@ def run(spec_file: SpecFile, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
 
 @app.command()
 @_clean_errors
+def validate(spec_file: SpecFile) -> None:
+    """Check a job's spec without posting it, and print it as JSON with every default filled in."""
+    typer.echo(load_spec(spec_file).model_dump_json(indent=2))
+
+
+@app.command()
+@_clean_errors
 def submit(
     spec_file: SpecFile,
     watch_it: Annotated[bool, typer.Option("--watch", help="Follow it to its end.")] = False,
@@ -136,8 +159,9 @@ def submit(
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
     """Post a job."""
+    spec = load_spec(spec_file)
     with _client(url, api_key, data_dir) as client:
-        job = client.jobs.create(load_spec(spec_file))
+        job = client.jobs.create(spec)
         _print_json(job) if as_json else out.print(job.id, highlight=False)
         if watch_it:
             _follow(client, job)

@@ -149,12 +149,13 @@ class Worker:
         return build_engine(TrainingStep(model, coefficient, len(self.settings.categories)), self.spec)
 
     def _resume(self) -> int:
-        checkpoint = ray.train.get_checkpoint()
-        path = checkpoint.path if checkpoint else self.settings.resume_from
-        if path is None:
-            return 0
-        with local_directory(path) as directory:
-            return load_checkpoint(self.engine, directory)
+        if (checkpoint := ray.train.get_checkpoint()) is not None:
+            with checkpoint.as_directory() as directory:
+                return load_checkpoint(self.engine, Path(directory))
+        if self.settings.resume_from is not None:
+            with local_directory(self.settings.resume_from) as directory:
+                return load_checkpoint(self.engine, directory)
+        return 0
 
     def _announce_workers(self, start_step: int) -> None:
         mine = {"rank": self.rank, "pid": os.getpid(), "node_id": ray.get_runtime_context().get_node_id()}
@@ -217,7 +218,9 @@ class Worker:
             save_checkpoint(self.engine, Path(scratch), step)
             self._flush()
             ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(scratch))
-        self._emit("checkpoint.saved", "train", step=step)
+        saved = ray.train.get_checkpoint()
+        assert saved is not None, "reporting a checkpoint makes it the newest"
+        self._emit("checkpoint.saved", "train", step=step, path="/".join(saved.path.split("/")[-2:]))
 
     def evaluate(self, when: str, step: int) -> None:
         """Measure the held-out loss and answer the prompts, before or after training."""

@@ -32,7 +32,9 @@ _PAGE = 1000
 def _options(url: str | None, api_key: str | None, timeout_s: float) -> dict[str, Any]:
     key = api_key or os.environ.get("SLEDDOG_API_KEY") or _key_from_file()
     if key is None:
-        raise NotAuthenticatedError("give api_key, or set SLEDDOG_API_KEY or SLEDDOG_API_KEY_FILE")
+        raise NotAuthenticatedError(
+            "no API key: give one, set SLEDDOG_API_KEY or SLEDDOG_API_KEY_FILE, or be where `sleddog serve` was started"
+        )
     return {
         "base_url": url or os.environ.get("SLEDDOG_URL") or DEFAULT_URL,
         "headers": {"Authorization": f"Bearer {key}"},

@@ -12,12 +12,14 @@ from rich.table import Table
 _BARS = "▁▂▃▄▅▆▇█"
 _CURVE_WIDTH = 60
 _ANSWER_CHARS = 240
+_SKIPPED_SHOWN = 5
 
 
 def print_report(report: dict[str, Any], console: Console) -> None:
     """Print it."""
     parts: list[RenderableType] = [
         _sources(report["data"]),
+        *_skipped_rows(report["data"]),
         _mixture(report["data"]),
         _packing(report["data"]["packing"]),
         _training(report["train"], report["model"]),
@@ -52,6 +54,15 @@ def _sources(data: dict[str, Any]) -> Table:
         counts = ("rows_read", "rows_rejected", "exact_duplicates", "near_duplicates", "rows_kept")
         table.add_row(source["name"], source["category"], *(f"{source[count]:,}" for count in counts))
     return table
+
+
+def _skipped_rows(data: dict[str, Any]) -> list[str]:
+    if not data["rejected_rows"]:
+        return []
+    lines = [
+        f"  {row['file']} row {row['row']}: {escape(row['reason'])}" for row in data["rejected_rows"][:_SKIPPED_SHOWN]
+    ]
+    return ["\n[bold]Skipped rows[/bold]", *lines, f"  all of them: {data['rejected_rows_file']}"]
 
 
 def _mixture(data: dict[str, Any]) -> Table:

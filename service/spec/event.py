@@ -42,12 +42,12 @@ class Event(BaseModel):
     `data` by type:
         stage.progress: `task`, `done`, `total` (null when unknown), `unit`.
         stage.finished: `duration_s`, `reused` (true when an earlier result served), `summary`.
-        rows.skipped: `count`, `path` (of the whole list), `rows` (the first ones: `file`, `row`, `reason`).
+        rows.skipped: `count`, `path` (of the whole list), `rows` (the first ones: `source`, `file`, `row`, `reason`).
         train.started: `start_step`, `total_steps`, `workers` (of `rank`, `pid`, `node_id`).
         train.step: `step` (1-based), `total_steps`, `epoch`, `loss` (nats per trained token), `learning_rate`,
             `gradient_norm`, `tokens_per_s`, `trained_tokens`, `tokens`, `balance_loss`, `balance_loss_floor`,
             `balance_loss_per_layer`, `eta_s`, and others that readers may ignore.
-        checkpoint.saved: `step`, `path`.
+        checkpoint.saved: `step`, `path` (below the run's `checkpoints/`; only the newest ones are kept).
         eval.held_out: `when` (before, after), `step`, `loss` (nats per trained token, by category).
         eval.samples: `when`, `step`, `samples` (of `prompt`, `completion`).
         job.failed: `code`, `fault`, `message`, `field`.

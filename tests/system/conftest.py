@@ -42,12 +42,14 @@ class System:
     """A running service.
 
     Attributes:
+        url: where it answers.
+        api_key: opens it.
         client: of it.
-        backend: under it.
     """
 
+    url: str
+    api_key: str
     client: Client
-    backend: RayJobs
 
     def await_event(self, job_id: str, wanted: Callable[[JobEvent], bool]) -> JobEvent:
         for event in self.client.jobs.stream_events(job_id, poll_s=0.1):
@@ -71,24 +73,27 @@ def system(ray_jobs: RayJobs, tmp_path_factory: pytest.TempPathFactory) -> Itera
     settings = Settings(tmp_path_factory.mktemp("service"), reconcile_interval_s=0.2)
     store = open_store(settings)
     key = store.make_first_key()
+    assert key is not None
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         app = create_app(control_plane(settings, store, ray_jobs))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
-        with Client(f"http://127.0.0.1:{listener.getsockname()[1]}", key) as client:
-            yield System(client, ray_jobs)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with Client(url, key) as client:
+            yield System(url, key, client)
         server.should_exit = True
         thread.join()
 
 
 @pytest.fixture
 def long_document(job_document: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
-    """A spec of some two hundred short steps: time enough to interfere."""
-    rows = [f'{{"prompt": "What is {n} times 3?", "completion": "It is {3 * n}."}}\n' for n in range(700)]
+    """A spec of some hundred short steps, time enough to interfere; its third row is none."""
+    rows = [f'{{"prompt": "What is {n} times 3?", "completion": "It is {3 * n}."}}\n' for n in range(250)]
+    rows.insert(2, '{"prompt": "What is love?"}\n')
     (tmp_path / "products.jsonl").write_text("".join(rows))
     job_document["data"]["sources"][0]["uri"] = f"file://{tmp_path}/products.jsonl"
-    job_document["data"]["dedup"] = None
+    job_document["data"] |= {"dedup": None, "on_bad_row": "skip"}
     job_document["train"]["checkpoint_every_steps"] = 20
     return job_document

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,12 +15,18 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from moe.hf import load_checkpoint, read_config
 from moe.model import HybridModel
+from ray_jobs.train.checkpoint import saved_step
+from service.cli import app
 from service.errors import JobFailedError
 from service.spec.job import JobSpec
+from tests.conftest import write_rows
 from tests.system.conftest import System
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -68,6 +78,53 @@ def test_a_job_runs_to_its_report(system: System, undisturbed: str) -> None:
     assert "DeepSpeed" in system.client.jobs.logs(undisturbed)
 
 
+def test_a_skipped_row_is_counted_and_listed(system: System, undisturbed: str) -> None:
+    [event] = [event for event in system.client.jobs.stream_events(undisturbed) if event.type == "rows.skipped"]
+    [row] = event.data["rows"]  # type: ignore[misc]
+    assert event.data["count"] == 1
+    assert (row["source"], row["row"], row["reason"]) == ("sums", 3, "no field 'completion'")  # type: ignore[call-overload, index]
+    [source] = system.client.jobs.report(undisturbed)["data"]["sources"]
+    assert (source["rows_read"], source["rows_rejected"], source["rows_kept"]) == (251, 1, 250)
+
+
+def test_saved_checkpoints_lie_where_their_events_say(system: System, undisturbed: str) -> None:
+    saved = [event.data for event in system.client.jobs.stream_events(undisturbed) if event.type == "checkpoint.saved"]
+    last_step = system.client.jobs.get(undisturbed).progress.total_steps
+    assert [data["step"] for data in saved] == [*range(20, last_step or 0, 20), last_step]
+    checkpoints = Path(system.client.jobs.get(undisturbed).run_url) / "checkpoints"
+    for data in saved[-2:]:
+        assert saved_step(checkpoints / str(data["path"])) == data["step"]
+
+
+def test_the_command_line_shows_what_the_service_knows(
+    system: System, undisturbed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLEDDOG_URL", system.url)
+    monkeypatch.setenv("SLEDDOG_API_KEY", system.api_key)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def output_of(*arguments: str) -> str:
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    assert undisturbed in output_of("jobs")
+    assert json.loads(output_of("jobs", "--json", "--limit", "1000"))["data"]
+    assert output_of("logs", undisturbed, "--tail", "3").count("\n") == 3
+    assert json.loads(output_of("report", undisturbed, "--json")) == system.client.jobs.report(undisturbed)
+    report = output_of("report", undisturbed)
+    for part in (
+        "What came in",
+        "products.jsonl row 3: no field 'completion'",
+        "Packing",
+        "Held-out loss",
+        "Checkpoint",
+    ):
+        assert part in report
+    assert "succeeded" in output_of("watch", undisturbed)
+    assert CliRunner().invoke(app, ["cancel", undisturbed]).exit_code == 1
+
+
 def test_the_export_is_a_whole_checkpoint_and_starts_another_job(
     system: System, undisturbed: str, long_document: dict[str, Any]
 ) -> None:
@@ -84,13 +141,6 @@ def test_the_export_is_a_whole_checkpoint_and_starts_another_job(
     before, after = exported(system, undisturbed), exported(system, again)
     for key, tensor in after.items():
         assert torch.equal(tensor, before[key]) == (".block_sparse_moe." in key), key
-
-
-def test_a_second_run_reuses_the_prepared_data(system: System, undisturbed: str, long_document: dict[str, Any]) -> None:
-    del undisturbed
-    long_document["train"]["max_steps"] = 1
-    report = system.client.jobs.report(system.run(JobSpec.model_validate(long_document)))
-    assert report["stages"][0]["reused"]
 
 
 def test_a_killed_worker_costs_no_step_and_changes_no_weight(
@@ -144,23 +194,37 @@ def test_cancelling_frees_every_process_within_ten_seconds(system: System, long_
     assert not [process for process in psutil.process_iter() if job.run_url in _command(process)]
 
 
-@pytest.mark.parametrize(
-    ("row", "reason"),
-    [
-        ({"prompt": "Who?", "completion": ""}, "the last assistant turn is empty"),
-        ({"prompt": "Who?"}, "no field 'completion'"),
-    ],
-)
-def test_a_bad_row_stops_the_job_before_training(
-    system: System, job_document: dict[str, Any], tmp_path: Path, row: dict[str, str], reason: str
+def test_a_row_without_an_assistant_turn_stops_the_job_before_training(
+    system: System, job_document: dict[str, Any], tmp_path: Path
 ) -> None:
-    path = tmp_path / "sums.jsonl"
-    path.write_text(path.read_text() + json.dumps(row) + "\n")
+    turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "I."}]
+    write_rows(tmp_path / "sums.jsonl", [{"messages": turns}, {"messages": turns[:1]}])
+    job_document["data"]["sources"][0]["form"] = "messages"
     job = system.client.jobs.create(JobSpec.model_validate(job_document))
-    with pytest.raises(JobFailedError, match=f"sums.jsonl row 41: {reason}") as caught:
+    with pytest.raises(JobFailedError, match=r"sums\.jsonl row 2: no assistant turn") as caught:
         system.client.jobs.wait(job.id, timeout_s=60)
     assert caught.value.field == "data.sources.0.uri"
     error = system.client.jobs.get(job.id).error
     assert error is not None
     assert (error.code, error.fault) == ("bad_row", "data")
     assert not [event for event in system.client.jobs.events(job.id).data if event.type == "train.started"]
+
+
+@pytest.mark.parametrize("command", [["bash", "examples/quickstart.sh"], [sys.executable, "examples/quickstart.py"]])
+def test_the_examples_run_a_job_and_reuse_prepared_data(
+    system: System, undisturbed: str, long_document: dict[str, Any], tmp_path: Path, command: list[str]
+) -> None:
+    if command[0] == "bash" and shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    long_document["train"]["max_steps"] = 1
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps(long_document))
+    environment = os.environ | {"SLEDDOG_URL": system.url, "SLEDDOG_API_KEY": system.api_key}
+    done = subprocess.run(
+        [*command, str(spec)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    [job] = system.client.jobs.list(limit=1).data
+    assert job.id != undisturbed
+    assert job.run_url in done.stdout, "the report names the checkpoint"
+    assert system.client.jobs.report(job.id)["stages"][0]["reused"]
