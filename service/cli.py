@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -10,13 +11,15 @@ from contextlib import contextmanager
 from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from service.client.client import DEFAULT_URL, Client
+from service.client.client import DEFAULT_URL, Client, is_loopback
 from service.client.progress_view import ProgressView, describe_progress
 from service.client.report_view import print_report
 from service.client.spec_file import load_spec
@@ -63,20 +66,39 @@ def _clean_errors(command: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except (SleddogError, FileNotFoundError, TimeoutError) as error:
-            err.print(f"sleddog: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        except (SleddogError, OSError) as error:
+            _print_error(str(error))
+            raise typer.Exit(1) from None
+        except ModuleNotFoundError as error:
+            _print_error(f"{error}; this command needs `pip install 'sleddog[server,cluster]'`")
             raise typer.Exit(1) from None
 
     return run
 
 
+def _print_error(message: str) -> None:
+    err.print(f"sleddog: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
+
+
 @contextmanager
 def _client(url: str, api_key: str | None, data_dir: Path) -> Iterator[Client]:
+    """A client; the key in the data directory is this machine's service's, and is shown to no other."""
     key_path = Settings(data_dir).api_key_path
-    if api_key is None and key_path.exists():
-        api_key = key_path.read_text().strip()
+    if api_key is None and "SLEDDOG_API_KEY_FILE" not in os.environ and is_loopback(url) and key_path.exists():
+        api_key = key_path.read_text()
     with Client(url, api_key) as client:
         yield client
+
+
+def _exit_on_signals() -> None:
+    """Make SIGTERM and SIGHUP an ordinary exit, on whose way all that was started is stopped."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, leave)
 
 
 @app.command()
@@ -103,6 +125,7 @@ def serve(
     from service.serve import ensure_first_key
     from service.serve import serve as serve_forever
 
+    _exit_on_signals()
     settings = Settings(
         data_dir,
         database_url=database_url,
@@ -114,7 +137,8 @@ def serve(
     )
     if key := ensure_first_key(settings):
         out.print(f"API key, shown this once: [bold]{key}[/bold]", highlight=False, soft_wrap=True)
-        out.print(f"(also in {settings.api_key_path}, for this machine's command line)", highlight=False)
+    if settings.api_key_path.exists():
+        out.print(f"The first key lies in {settings.api_key_path}, for this machine's command line", highlight=False)
     serve_forever(settings, host, port)
 
 
@@ -127,7 +151,7 @@ def run(spec_file: SpecFile, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
     spec = load_spec(spec_file)
     settings = Settings(data_dir)
     ensure_first_key(settings)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    _exit_on_signals()
     out.print("Starting the service and a local Ray cluster …")
     with served(settings) as url, _client(url, None, data_dir) as client:
         job = client.jobs.create(spec)
@@ -186,7 +210,7 @@ def jobs(
     for job in page.data:
         created = job.created_at.astimezone().strftime("%Y-%m-%d %H:%M")
         state = job.error.message if job.error else describe_progress(job).strip()
-        table.add_row(job.id, job.name, job.status, created, state)
+        table.add_row(job.id, job.name, job.status, created, Text(state))
     out.print(table)
 
 

@@ -1,7 +1,7 @@
 """The one exception tree of Sleddog.
 
 Each error is also the standard-library type a caller would expect, carries a stable `code` for programs, and survives
-pickling, because Ray sends errors between processes. `fault` says who can mend it, and so whether a retry can help.
+pickling, because Ray sends errors between processes. `fault` says who can mend it.
 """
 
 from __future__ import annotations
@@ -35,6 +35,13 @@ class InvalidSpecError(SleddogError, ValueError):
     """A spec that can never run as written."""
 
     code = "invalid_spec"
+    fault = "user"
+
+
+class InvalidSettingsError(SleddogError, ValueError):
+    """A service or a client that cannot work as it was set up."""
+
+    code = "invalid_settings"
     fault = "user"
 
 

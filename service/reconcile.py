@@ -14,11 +14,13 @@ to the old attempt's own checkpoint directory.
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 
-from service.backends.base import Backend, submission_id
-from service.errors import BackendUnavailableError
-from service.run_reader import new_segments, read_report, write_spec
+from service.backends.base import Backend, job_and_attempt, submission_id
+from service.errors import BackendUnavailableError, ConflictError
+from service.run_reader import new_segments, read_segment, write_spec
 from service.spec.resources import ACTIVE_STATUSES, Job, JobError
 from service.store.store import Store
 
@@ -34,13 +36,23 @@ class Reconciler:
         max_running_jobs: more wait in the queue.
         max_attempts: starts of a job's driver before a lost one counts as failure.
         interval_s: seconds between two looks.
+        sweep_interval_s: seconds between two looks for drivers that nobody wants.
     """
 
     def __init__(
-        self, store: Store, backend: Backend, *, max_running_jobs: int, max_attempts: int, interval_s: float
+        self,
+        store: Store,
+        backend: Backend,
+        *,
+        max_running_jobs: int,
+        max_attempts: int,
+        interval_s: float,
+        sweep_interval_s: float = 10.0,
     ) -> None:
         self._store, self._backend = store, backend
         self._max_running_jobs, self._max_attempts, self._interval_s = max_running_jobs, max_attempts, interval_s
+        self._sweep_interval_s = sweep_interval_s
+        self._last_sweep = -math.inf
         self._known_segments: dict[str, set[str]] = {}
         self._wake = threading.Event()
         self._stopped = threading.Event()
@@ -66,11 +78,11 @@ class Reconciler:
             try:
                 self.reconcile()
             except Exception:
-                log.exception("the store did not answer; the next look follows in %.1f s", self._interval_s)
+                log.exception("the look at all jobs failed; the next follows in %.1f s", self._interval_s)
             self._wake.wait(self._interval_s)
 
     def reconcile(self) -> None:
-        """Look at every unfinished job once, oldest first."""
+        """Look at every unfinished job once, oldest first, and now and then for drivers that nobody wants."""
         jobs = self._store.unfinished_jobs()
         running = sum(job.status in ACTIVE_STATUSES for job in jobs)
         for job in jobs:
@@ -80,11 +92,16 @@ class Reconciler:
                     self._wake.set()
             else:
                 self._look_at(job)
+        unfinished = {job.id for job in jobs}
+        self._known_segments = {job_id: names for job_id, names in self._known_segments.items() if job_id in unfinished}
+        if time.monotonic() - self._last_sweep > self._sweep_interval_s:
+            self._last_sweep = time.monotonic()
+            self._stop_unwanted_drivers()
 
     def _look_at(self, job: Job) -> None:
-        """One step of one job; whatever goes wrong must not keep the others waiting."""
+        """One step of one job; whatever goes wrong must not keep the others waiting, nor a cancel."""
+        self._try_to_ingest(job)
         try:
-            self._ingest(job)
             self._advance(job)
         except BackendUnavailableError as error:
             log.warning("%s: %s", job.id, error)
@@ -102,25 +119,35 @@ class Reconciler:
     def _submit(self, job: Job) -> None:
         write_spec(job.run_url, job.spec)
         attempt_id = submission_id(job.id, job.attempt)
-        self._backend.submit(attempt_id, job.run_url, job.attempt, job.spec.sha256())
-        self._store.change_status(job, "running")
+        try:
+            self._backend.submit(attempt_id, job.run_url, job.attempt, job.spec_sha256)
+        except ConflictError as error:
+            self._store.change_status(
+                job, "failed", error=JobError(code=error.code, fault=error.fault, message=str(error))
+            )
+            return
+        if not self._store.change_status(job, "running") and not self._is_wanted(attempt_id):
+            self._backend.stop(attempt_id)
 
     def _observe(self, job: Job) -> None:
         found = self._backend.state(submission_id(job.id, job.attempt))
-        if found is None:
-            self._follow_lost(job, "Ray no longer knows the driver")
+        if found is not None and found[0] in ("pending", "running"):
             return
-        state, message = found
-        if state in ("pending", "running"):
-            return
-        self._ingest(job)
-        verdict = self._store.find_failure(job.id, job.attempt)
-        if state == "succeeded" and read_report(job.run_url) is not None:
+        if not self._try_to_ingest(job):
+            return  # its last word may be among what could not be read
+        verdict = self._store.find_verdict(job.id, job.attempt)
+        if verdict is None:
+            reason = (
+                f"the driver ended without a word ({found[0]}): {found[1].strip()}"
+                if found
+                else "Ray no longer knows the driver"
+            )
+            self._follow_lost(job, reason)
+        elif verdict.type == "job.finished":
             self._store.change_status(job, "succeeded")
-        elif verdict is not None:
-            self._store.change_status(job, "failed", error=verdict)
         else:
-            self._follow_lost(job, f"the driver ended without a word ({state}): {message.strip()}")
+            error = JobError.model_validate({"message": verdict.message, **verdict.data})
+            self._store.change_status(job, "failed", error=error)
 
     def _follow_lost(self, job: Job, reason: str) -> None:
         if job.attempt < self._max_attempts:
@@ -134,13 +161,48 @@ class Reconciler:
         attempt_id = submission_id(job.id, job.attempt)
         found = self._backend.state(attempt_id)
         if found is None or found[0] in ("stopped", "succeeded", "failed"):
-            self._ingest(job)
+            self._try_to_ingest(job)
             self._store.change_status(job, "cancelled")
         else:
             self._backend.stop(attempt_id)
 
+    def _stop_unwanted_drivers(self) -> None:
+        """Stop drivers of jobs that have ended and of earlier attempts.
+
+        They are left by a submit that Ray took after its answer was given up, and by a Ray head that came back.
+        """
+        try:
+            for attempt_id in self._backend.active():
+                if not self._is_wanted(attempt_id):
+                    log.warning("%s runs and nobody waits for it; stopping it", attempt_id)
+                    self._backend.stop(attempt_id)
+        except BackendUnavailableError as error:
+            log.warning("looking for unwanted drivers: %s", error)
+
+    def _is_wanted(self, attempt_id: str) -> bool:
+        """Whether a driver is its job's current attempt; jobs of another store are not ours to judge."""
+        job_id, attempt = job_and_attempt(attempt_id)
+        job = self._store.find_job(job_id)
+        return job is None or (not job.is_terminal and job.attempt == attempt)
+
+    def _try_to_ingest(self, job: Job) -> bool:
+        """Take in the job's new events; False when the run directory or the store did not answer."""
+        try:
+            self._ingest(job)
+        except Exception:
+            log.exception("%s: its events could not be taken in; the next try follows", job.id)
+            return False
+        return True
+
     def _ingest(self, job: Job) -> None:
-        known = self._known_segments.setdefault(job.id, self._store.ingested_segments(job.id))
-        for name, events in new_segments(job.run_url, known):
+        if job.id not in self._known_segments:
+            self._known_segments[job.id] = self._store.ingested_segments(job.id)
+        known = self._known_segments[job.id]
+        for name in new_segments(job.run_url, known):
+            try:
+                events = read_segment(job.run_url, name)
+            except ValueError:
+                log.exception("%s: segment %s holds no events that this version knows; passed over", job.id, name)
+                events = []
             self._store.ingest_segment(job.id, name, events)
             known.add(name)

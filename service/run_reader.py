@@ -8,21 +8,37 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from service.errors import InvalidSettingsError
 from service.spec.event import EVENTS_DIRECTORY, REPORT_FILE, SPEC_FILE, Event
-from service.spec.job import JobSpec
 
 
-def write_spec(run_url: str, spec: JobSpec) -> None:
+def require_writable(runs_url: str) -> None:
+    """Write a file to the root of the run directories and take it away again.
+
+    Raises:
+        InvalidSettingsError: that is not possible.
+    """
+    try:
+        filesystem, directory = url_to_fs(runs_url)
+        filesystem.makedirs(directory, exist_ok=True)
+        probe = f"{directory}/.probe-{uuid.uuid4().hex}"
+        filesystem.pipe_file(probe, b"")
+        filesystem.rm_file(probe)
+    except (OSError, ValueError, ImportError) as error:
+        raise InvalidSettingsError(f"cannot write to the run directories' root {runs_url}: {error}") from error
+
+
+def write_spec(run_url: str, spec: Mapping[str, Any]) -> None:
     """Put the spec where the driver reads it; whole or not at all."""
     filesystem, directory = url_to_fs(run_url)
     filesystem.makedirs(directory, exist_ok=True)
-    content, path = spec.canonical_json().encode(), f"{directory}/{SPEC_FILE}"
+    content, path = json.dumps(spec).encode(), f"{directory}/{SPEC_FILE}"
     if isinstance(filesystem, LocalFileSystem):
         temporary = f"{path}.{uuid.uuid4().hex}.part"
         filesystem.pipe_file(temporary, content)
@@ -31,16 +47,24 @@ def write_spec(run_url: str, spec: JobSpec) -> None:
         filesystem.pipe_file(path, content)
 
 
-def new_segments(run_url: str, known: Collection[str]) -> Iterator[tuple[str, list[Event]]]:
-    """Event segments that are not known yet, in order of writing: name and events."""
+def new_segments(run_url: str, known: Collection[str]) -> list[str]:
+    """Names of the event segments that are not known yet, in order of writing."""
     filesystem, directory = url_to_fs(f"{run_url}/{EVENTS_DIRECTORY}")
     if not filesystem.exists(directory):
-        return
+        return []
     filesystem.invalidate_cache(directory)
     names = {path.rpartition("/")[2] for path in filesystem.ls(directory, detail=False)}
-    for name in sorted(name for name in names if name.endswith(".jsonl") and name not in known):
-        lines = filesystem.cat_file(f"{directory}/{name}").splitlines()
-        yield name, [Event.model_validate_json(line) for line in lines]
+    return sorted(name for name in names if name.endswith(".jsonl") and name not in known)
+
+
+def read_segment(run_url: str, name: str) -> list[Event]:
+    """Events of a segment.
+
+    Raises:
+        ValueError: it holds what this version does not know.
+    """
+    filesystem, path = url_to_fs(f"{run_url}/{EVENTS_DIRECTORY}/{name}")
+    return [Event.model_validate_json(line) for line in filesystem.cat_file(path).splitlines()]
 
 
 def read_report(run_url: str) -> dict[str, Any] | None:

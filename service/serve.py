@@ -10,8 +10,9 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from service.api.app import control_plane, create_app, open_backend, open_store
+from service.api.app import assemble, create_app, open_backend, open_store
 from service.settings import Settings
+from service.store.store import new_api_key
 
 
 def ensure_first_key(settings: Settings) -> str | None:
@@ -20,11 +21,15 @@ def ensure_first_key(settings: Settings) -> str | None:
     Returns:
         The key, to be shown this once; it also lies in `settings.api_key_path`, readable by its owner only.
     """
-    key = open_store(settings).make_first_key()
-    if key is not None:
-        settings.api_key_path.touch(mode=0o600)
-        settings.api_key_path.chmod(0o600)
-        settings.api_key_path.write_text(key)
+    store = open_store(settings)
+    if store.has_keys():
+        return None
+    key = new_api_key()
+    # the file first: a key that only the store knew, as a hash, could never be read again
+    settings.api_key_path.touch(mode=0o600)
+    settings.api_key_path.chmod(0o600)
+    settings.api_key_path.write_text(key)
+    store.add_key(key)
     return key
 
 
@@ -32,7 +37,7 @@ def serve(settings: Settings, host: str, port: int) -> None:
     """Serve until SIGINT or SIGTERM."""
     store = open_store(settings)
     with open_backend(settings) as backend:
-        app = create_app(control_plane(settings, store, backend))
+        app = create_app(assemble(settings, store, backend))
         uvicorn.run(app, host=host, port=port, log_level="info", access_log=False)
 
 
@@ -43,7 +48,7 @@ def served(settings: Settings) -> Iterator[str]:
     store = open_store(settings)
     with open_backend(settings) as backend, socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        app = create_app(control_plane(settings, store, backend))
+        app = create_app(assemble(settings, store, backend))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="api")
         thread.start()

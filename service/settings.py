@@ -6,6 +6,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from service.errors import InvalidSettingsError
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -16,7 +18,7 @@ class Settings:
         database_url: SQLAlchemy URL; by default SQLite in `data_dir`.
         runs_url: root of the run directories, as control plane and cluster both see it.
         ray_dashboard_url: of an existing cluster, such as `https://ray.example:8265`; None starts a local head.
-        ray_token_path: file with the cluster's authentication token; needed with `ray_dashboard_url`.
+        ray_token_path: file with the cluster's authentication token; needed with `ray_dashboard_url`, as `runs_url` is.
         driver_module: the module that a job's driver runs.
         driver_python: interpreter on the cluster.
         max_running_jobs: more wait in the queue.
@@ -34,6 +36,12 @@ class Settings:
     max_running_jobs: int = 1
     max_attempts: int = 3
     reconcile_interval_s: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.ray_dashboard_url is not None and self.ray_token_path is None:
+            raise InvalidSettingsError("an existing cluster needs its token", "--ray-token-path")
+        if self.ray_dashboard_url is not None and self.runs_url is None:
+            raise InvalidSettingsError("an existing cluster needs run directories that it sees too", "--runs-url")
 
     @property
     def resolved_database_url(self) -> str:

@@ -19,6 +19,14 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+def set_at(document: dict[str, Any], path: str, value: Any) -> None:
+    """Change a field of a spec by its dotted path."""
+    *parents, last = path.split(".")
+    for part in parents:
+        document = document[int(part)] if isinstance(document, list) else document.setdefault(part, {})
+    document[last] = value
+
+
 @pytest.fixture
 def job_document(tmp_path: Path) -> dict[str, Any]:
     """A small valid spec over a file that exists."""

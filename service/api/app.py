@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from importlib.metadata import version
+from pathlib import Path
 
 from fastapi import FastAPI
 
@@ -14,8 +16,9 @@ from service.api.dependencies import ControlPlane
 from service.backends.base import Backend
 from service.backends.local_ray import LocalRay
 from service.backends.ray_jobs import RayJobs
-from service.errors import InvalidSpecError
+from service.errors import ConflictError
 from service.reconcile import Reconciler
+from service.run_reader import require_writable
 from service.settings import Settings
 from service.store.store import Store, migrate, open_engine
 
@@ -46,7 +49,7 @@ def create_app(parts: ControlPlane) -> FastAPI:
 
 
 def open_store(settings: Settings) -> Store:
-    """The migrated store; on the first start a key is made and kept for the local command line."""
+    """The store, its schema brought to this version."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     engine = open_engine(settings.resolved_database_url)
     migrate(engine)
@@ -58,12 +61,11 @@ def open_backend(settings: Settings) -> Iterator[Backend]:
     """The cluster: an existing one, or a local head that lives for the block.
 
     Raises:
-        InvalidSpecError: an existing cluster is named without a token.
-        BackendUnavailableError: it does not answer, or lets anybody in.
+        ConflictError: another local head lives in the same data directory.
+        BackendUnavailableError: the cluster does not answer, or lets anybody in.
     """
     if settings.ray_dashboard_url is not None:
-        if settings.ray_token_path is None:
-            raise InvalidSpecError("an existing cluster needs its token: give --ray-token-path")
+        assert settings.ray_token_path is not None, "the settings hold both or neither"
         token = settings.ray_token_path.read_text().strip()
         cluster = _ray_jobs(settings, settings.ray_dashboard_url, token, shares_filesystem=False)
         with closing(cluster):
@@ -72,13 +74,27 @@ def open_backend(settings: Settings) -> Iterator[Backend]:
             yield cluster
         return
 
-    head = LocalRay(settings.data_dir / "ray-token", max(os.cpu_count() or 1, MIN_LOCAL_CPUS))
-    try:
-        head.start()
-        with closing(_ray_jobs(settings, head.dashboard_url, head.token, shares_filesystem=True)) as cluster:
-            yield cluster
-    finally:
-        head.stop()
+    with _only_user(settings.data_dir):
+        head = LocalRay(settings.data_dir / "ray-token", max(os.cpu_count() or 1, MIN_LOCAL_CPUS))
+        try:
+            head.start()
+            with closing(_ray_jobs(settings, head.dashboard_url, head.token, shares_filesystem=True)) as cluster:
+                yield cluster
+        finally:
+            head.stop()
+
+
+@contextmanager
+def _only_user(data_dir: Path) -> Iterator[None]:
+    """Keep a second local head off the data directory: each would take the other's drivers for lost."""
+    with (data_dir / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConflictError(
+                f"a service already runs on {data_dir}: post to it with `sleddog submit`, or give another --data-dir"
+            ) from None
+        yield
 
 
 def _ray_jobs(settings: Settings, url: str, token: str, *, shares_filesystem: bool) -> RayJobs:
@@ -91,8 +107,13 @@ def _ray_jobs(settings: Settings, url: str, token: str, *, shares_filesystem: bo
     )
 
 
-def control_plane(settings: Settings, store: Store, backend: Backend) -> ControlPlane:
-    """Put the parts together."""
+def assemble(settings: Settings, store: Store, backend: Backend) -> ControlPlane:
+    """Put the parts of a control plane together.
+
+    Raises:
+        InvalidSettingsError: the run directories' root cannot be written to.
+    """
+    require_writable(settings.resolved_runs_url)
     reconciler = Reconciler(
         store,
         backend,

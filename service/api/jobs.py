@@ -36,13 +36,17 @@ def create_job(
     parts: Parts,
     response: Response,
     idempotency_key: Annotated[
-        str | None, Header(max_length=255, description="The same key with the same body gives the same job again")
+        str | None,
+        Header(min_length=1, max_length=255, description="The same key with the same body gives the same job again"),
     ] = None,
 ) -> Job:
     """Accept a job. It is stored before this answers, and will run whatever happens to the service."""
-    require_reachable(spec, parts.backend)
-    job, is_new = parts.store.create_job(spec, parts.runs_url, idempotency_key)
-    parts.reconciler.wake()
+    job = parts.store.find_job_of_key(idempotency_key, spec) if idempotency_key else None
+    is_new = False
+    if job is None:
+        require_reachable(spec, parts.backend)
+        job, is_new = parts.store.create_job(spec, parts.runs_url, idempotency_key)
+        parts.reconciler.wake()
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     if not is_new:
         response.status_code = status.HTTP_200_OK
@@ -79,7 +83,7 @@ def cancel_job(job_id: str, parts: Parts) -> Job:
 def list_events(
     job_id: str,
     parts: Parts,
-    after: Annotated[int, Query(ge=0, description="Sequence of the last event already seen")] = 0,
+    after: Annotated[int, Query(ge=0, lt=2**31, description="Sequence of the last event already seen")] = 0,
     limit: Limit = 1000,
 ) -> Page[JobEvent]:
     """What happened in a job, in order."""
@@ -91,7 +95,7 @@ def list_events(
 def list_metrics(
     job_id: str,
     parts: Parts,
-    after: Annotated[int, Query(ge=0, description="Last step already seen")] = 0,
+    after: Annotated[int, Query(ge=0, lt=2**31, description="Last step already seen")] = 0,
     limit: Limit = 1000,
 ) -> Page[StepMetrics]:
     """Metrics of each training step, in order."""

@@ -64,7 +64,7 @@ def _sleddog_error(_request: Request, error: Exception) -> JSONResponse:
 def _validation_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     # FastAPI puts where a value came from in front of its path: body, query, header
-    located = [{**item, "loc": item["loc"][1:]} for item in error.errors()]
+    located = [{**item, "loc": () if item["type"] == "json_invalid" else item["loc"][1:]} for item in error.errors()]
     errors = [FieldProblem(field=fault.field, message=fault.message) for fault in field_errors(located, error.body)]
     detail = "; ".join(f"{fault.field}: {fault.message}" if fault.field else fault.message for fault in errors)
     return _answer(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_spec", detail, errors)

@@ -12,6 +12,12 @@ def submission_id(job_id: str, attempt: int) -> str:
     return f"{job_id}-a{attempt}"
 
 
+def job_and_attempt(submission_id: str) -> tuple[str, int]:
+    """What a submission's name is made of."""
+    job_id, _, attempt = submission_id.rpartition("-a")
+    return job_id, int(attempt)
+
+
 class Backend(Protocol):
     """Runs drivers. Every call may raise `BackendUnavailableError`, and may then be repeated."""
 
@@ -30,6 +36,10 @@ class Backend(Protocol):
 
     def state(self, submission_id: str) -> tuple[AttemptState, str] | None:
         """How the driver stands, and the backend's own message; None when it does not know the attempt."""
+        ...
+
+    def active(self) -> list[str]:
+        """Submission ids of the drivers that wait or run, those of other control planes on the same cluster too."""
         ...
 
     def stop(self, submission_id: str) -> None:

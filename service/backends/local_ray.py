@@ -1,13 +1,19 @@
-"""An embedded Ray head for one machine: started with the control plane, on loopback, with token authentication.
+"""An embedded Ray head for one machine: started with the control plane, with token authentication.
 
-Everything that descends from it is ended with it, and nothing else: its children by their parents, and by a mark in the
-environment the processes that outlived theirs. (Some of Ray's own processes overwrite their environment with their
-title, so the mark alone would miss them.) Other Ray clusters on the machine are left alone.
+The dashboard, and so the Jobs API, listens on loopback. Ray binds its other servers to all interfaces whatever it is
+told, so the token is what guards them.
+
+Everything that descends from the head is ended with it, and nothing else: its children by their parents, and by a mark
+in the environment the processes that outlived theirs. (Some of Ray's own processes overwrite their environment with
+their title, so the mark alone would miss them: they are found below a marked one.) The mark follows from the token's
+path, so a head whose control plane was killed is ended by the next start. Other Ray clusters on the machine are left
+alone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 import shutil
@@ -17,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import httpx
@@ -34,7 +41,7 @@ class LocalRay:
     """A Ray head of our own.
 
     Args:
-        token_path: where to keep the authentication token, readable by the owner only.
+        token_path: where to keep the authentication token, readable by the owner only; one live head a path.
         num_cpus: what Ray may hand out.
     """
 
@@ -42,9 +49,9 @@ class LocalRay:
         self.token = secrets.token_hex(32)
         self._token_path = token_path
         self._num_cpus = num_cpus
-        self._mark = secrets.token_hex(8)
+        self._mark = hashlib.sha256(str(token_path.resolve()).encode()).hexdigest()[:16]
         # short, since Ray puts sockets below it and their paths may have 107 characters only
-        self._directory = Path(tempfile.mkdtemp(prefix="sleddog-"))
+        self._directory = Path(tempfile.gettempdir()) / f"sleddog-{self._mark[:8]}"
         self._dashboard_port = _free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -59,6 +66,9 @@ class LocalRay:
         Raises:
             BackendUnavailableError: it ended, or did not answer in time.
         """
+        _kill(self.processes())
+        shutil.rmtree(self._directory, ignore_errors=True)
+        self._directory.mkdir(mode=0o700)
         self._token_path.touch(mode=0o600)
         self._token_path.chmod(0o600)
         self._token_path.write_text(self.token)
@@ -81,24 +91,23 @@ class LocalRay:
             self._process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_STOP_GRACE_S)
-        remaining = [process for process in {*remaining, *self.processes()} if process.is_running()]
-        for process in remaining:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(remaining, timeout=_STOP_GRACE_S)
+        _kill({*remaining, *self.processes()})
         if self._process is not None:
             self._process.kill()
             self._process.wait()
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def processes(self) -> list[psutil.Process]:
-        """All live processes that descend from this head."""
-        marked = {process for process in psutil.process_iter() if self._is_marked(process)}
-        children: set[psutil.Process] = set()
+        """All live processes that descend from this head, or from one that a killed control plane left."""
+        ancestors = [process for process in psutil.process_iter() if self._is_marked(process)]
         if self._process is not None:
             with contextlib.suppress(psutil.NoSuchProcess):
-                children.update(psutil.Process(self._process.pid).children(recursive=True))
-        return sorted(marked | children, key=lambda process: process.pid)
+                ancestors.append(psutil.Process(self._process.pid))
+        found = set(ancestors)
+        for ancestor in ancestors:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found.update(ancestor.children(recursive=True))
+        return sorted(found, key=lambda process: process.pid)
 
     def _is_marked(self, process: psutil.Process) -> bool:
         try:
@@ -142,6 +151,14 @@ class LocalRay:
         except httpx.HTTPError:
             return False
         return answer.is_success
+
+
+def _kill(processes: Iterable[psutil.Process]) -> None:
+    remaining = [process for process in processes if process.is_running()]
+    for process in remaining:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(remaining, timeout=_STOP_GRACE_S)
 
 
 def _free_port() -> int:

@@ -22,6 +22,8 @@ _STATES: dict[str, AttemptState] = {
     "SUCCEEDED": "succeeded",
     "FAILED": "failed",
 }
+_HASH = "sleddog_spec_sha256"
+"""Metadata key that marks a submission as a control plane's."""
 
 
 class RayJobs:
@@ -89,7 +91,7 @@ class RayJobs:
         body = {
             "entrypoint": shlex.join([*self._command, "--run-url", run_url, "--attempt", str(attempt)]),
             "submission_id": submission_id,
-            "metadata": {"spec_sha256": spec_sha256},
+            "metadata": {_HASH: spec_sha256},
         }
         answer = self._request("POST", "/api/jobs/", json=body)
         if answer.is_success:
@@ -97,13 +99,23 @@ class RayJobs:
         existing = self._find(submission_id)
         if existing is None:
             self._require_success(answer)
-        elif existing["metadata"].get("spec_sha256") != spec_sha256:
+        elif (existing["metadata"] or {}).get(_HASH) != spec_sha256:
             raise ConflictError(f"Ray already runs another {submission_id}")
 
     def state(self, submission_id: str) -> tuple[AttemptState, str] | None:
         """How the driver stands, and Ray's own message; None when Ray does not know the attempt."""
         found = self._find(submission_id)
         return None if found is None else (_STATES[found["status"]], found.get("message") or "")
+
+    def active(self) -> list[str]:
+        """Submission ids of the drivers that wait or run; what others submitted to the cluster is left out."""
+        answer = self._request("GET", "/api/jobs/")
+        self._require_success(answer)
+        return [
+            job["submission_id"]
+            for job in answer.json()
+            if _HASH in (job["metadata"] or {}) and _STATES[job["status"]] in ("pending", "running")
+        ]
 
     def stop(self, submission_id: str) -> None:
         """Ask a driver and all its processes to end: SIGTERM now, SIGKILL three seconds later."""

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
+from urllib.parse import quote
 
 import httpx
 from pydantic import TypeAdapter, ValidationError
@@ -97,6 +98,19 @@ def raise_for_problem(response: httpx.Response) -> None:
     raise kind(problem.detail)
 
 
+def read_answer(call: Call[Answer], response: httpx.Response) -> Answer:
+    """The answer of a response.
+
+    Raises:
+        SleddogError: the kind that the service answered; ServiceUnreachableError when it was no such service.
+    """
+    raise_for_problem(response)
+    try:
+        return call.read(response)
+    except ValidationError:
+        raise ServiceUnreachableError(f"what answers at {response.url} is no Sleddog service") from None
+
+
 def _model(kind: Any) -> Callable[[httpx.Response], Any]:
     adapter = TypeAdapter(kind)
     return lambda response: adapter.validate_json(response.content)
@@ -107,6 +121,7 @@ _read_jobs = _model(Page[Job])
 _read_events = _model(Page[JobEvent])
 _read_metrics = _model(Page[StepMetrics])
 _read_health = _model(Health)
+_read_report = _model(dict[str, Any])
 
 
 def create_job(spec: JobSpec, idempotency_key: str | None) -> Call[Job]:
@@ -115,9 +130,13 @@ def create_job(spec: JobSpec, idempotency_key: str | None) -> Call[Job]:
     return Call("POST", "/v1/jobs", _read_job, json=spec.model_dump(mode="json"), headers=headers)
 
 
+def _path(job_id: str, part: str = "") -> str:
+    return f"/v1/jobs/{quote(job_id, safe='')}{part}"
+
+
 def get_job(job_id: str) -> Call[Job]:
     """GET /v1/jobs/{id}."""
-    return Call("GET", f"/v1/jobs/{job_id}", _read_job)
+    return Call("GET", _path(job_id), _read_job)
 
 
 def list_jobs(statuses: list[JobStatus] | None, after: str | None, limit: int) -> Call[Page[Job]]:
@@ -127,27 +146,27 @@ def list_jobs(statuses: list[JobStatus] | None, after: str | None, limit: int) -
 
 def cancel_job(job_id: str) -> Call[Job]:
     """POST /v1/jobs/{id}/cancel."""
-    return Call("POST", f"/v1/jobs/{job_id}/cancel", _read_job)
+    return Call("POST", _path(job_id, "/cancel"), _read_job)
 
 
 def list_events(job_id: str, after: int, limit: int) -> Call[Page[JobEvent]]:
     """GET /v1/jobs/{id}/events."""
-    return Call("GET", f"/v1/jobs/{job_id}/events", _read_events, params={"after": after, "limit": limit})
+    return Call("GET", _path(job_id, "/events"), _read_events, params={"after": after, "limit": limit})
 
 
 def list_metrics(job_id: str, after: int, limit: int) -> Call[Page[StepMetrics]]:
     """GET /v1/jobs/{id}/metrics."""
-    return Call("GET", f"/v1/jobs/{job_id}/metrics", _read_metrics, params={"after": after, "limit": limit})
+    return Call("GET", _path(job_id, "/metrics"), _read_metrics, params={"after": after, "limit": limit})
 
 
 def get_logs(job_id: str, tail: int | None) -> Call[str]:
     """GET /v1/jobs/{id}/logs."""
-    return Call("GET", f"/v1/jobs/{job_id}/logs", lambda response: response.text, params={"tail": tail})
+    return Call("GET", _path(job_id, "/logs"), lambda response: response.text, params={"tail": tail})
 
 
 def get_report(job_id: str) -> Call[dict[str, Any]]:
     """GET /v1/jobs/{id}/report."""
-    return Call("GET", f"/v1/jobs/{job_id}/report", lambda response: response.json())
+    return Call("GET", _path(job_id, "/report"), _read_report)
 
 
 def get_health() -> Call[Health]:

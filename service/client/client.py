@@ -1,8 +1,10 @@
 """The Python client: `Client` blocks, `AsyncClient` awaits; both send the calls of `service.client.calls`.
 
-with Client("http://127.0.0.1:8700", api_key="sd-…") as client:
-job = client.jobs.create(load_spec("job.yaml"))
-client.jobs.wait(job.id)
+    with Client("http://127.0.0.1:8700", api_key="sd-…") as client:
+        job = client.jobs.create(load_spec("job.yaml"))
+        client.jobs.wait(job.id)
+
+Requests are repeated when the service is busy or away for a moment; every one of them may be.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import httpx
 
 from service.client import calls
 from service.client.calls import Call
-from service.errors import JobFailedError, NotAuthenticatedError
+from service.errors import InvalidSettingsError, JobFailedError, NotAuthenticatedError
 from service.spec.job import JobSpec
 from service.spec.resources import Health, Job, JobEvent, JobStatus, Page, StepMetrics
 
@@ -35,16 +37,33 @@ def _options(url: str | None, api_key: str | None, timeout_s: float) -> dict[str
         raise NotAuthenticatedError(
             "no API key: give one, set SLEDDOG_API_KEY or SLEDDOG_API_KEY_FILE, or be where `sleddog serve` was started"
         )
+    if not key.strip().isascii():
+        raise InvalidSettingsError("this is no API key: it holds characters beyond ASCII")
+    url = url or os.environ.get("SLEDDOG_URL") or DEFAULT_URL
     return {
-        "base_url": url or os.environ.get("SLEDDOG_URL") or DEFAULT_URL,
-        "headers": {"Authorization": f"Bearer {key}"},
+        "base_url": url,
+        "headers": {"Authorization": f"Bearer {key.strip()}"},
         "timeout": timeout_s,
+        "trust_env": not is_loopback(url),
     }
 
 
 def _key_from_file() -> str | None:
     path = os.environ.get("SLEDDOG_API_KEY_FILE")
-    return Path(path).read_text().strip() if path else None
+    return Path(path).read_text() if path else None
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL names this machine itself: no proxy leads there.
+
+    Raises:
+        InvalidSettingsError: it is no URL.
+    """
+    try:
+        host = httpx.URL(url).host
+    except httpx.InvalidURL as error:
+        raise InvalidSettingsError(f"{url!r} is no URL: {error}") from error
+    return host == "localhost" or host.startswith("127.") or host == "::1"
 
 
 class Client:
@@ -87,8 +106,7 @@ class Client:
                     raise calls.unreachable(self._http.base_url, error) from error
             else:
                 if is_last or not calls.is_retried(response):
-                    calls.raise_for_problem(response)
-                    return call.read(response)
+                    return calls.read_answer(call, response)
             time.sleep(calls.retry_delay_s(retry))
         raise AssertionError("the last try returns or raises")
 
@@ -231,8 +249,7 @@ class AsyncClient:
                     raise calls.unreachable(self._http.base_url, error) from error
             else:
                 if is_last or not calls.is_retried(response):
-                    calls.raise_for_problem(response)
-                    return call.read(response)
+                    return calls.read_answer(call, response)
             await asyncio.sleep(calls.retry_delay_s(retry))
         raise AssertionError("the last try returns or raises")
 
@@ -274,6 +291,15 @@ class AsyncJobs:
     async def events(self, job_id: str, *, after: int = 0, limit: int = _PAGE) -> Page[JobEvent]:
         """As `Jobs.events`."""
         return await self._client.send(calls.list_events(job_id, after, limit))
+
+    async def metrics(self, job_id: str) -> builtins.list[StepMetrics]:
+        """As `Jobs.metrics`."""
+        metrics: builtins.list[StepMetrics] = []
+        while True:
+            page = await self._client.send(calls.list_metrics(job_id, metrics[-1].step if metrics else 0, _PAGE))
+            metrics += page.data
+            if not page.has_more:
+                return metrics
 
     async def logs(self, job_id: str, *, tail: int | None = None) -> str:
         """As `Jobs.logs`."""

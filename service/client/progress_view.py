@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
@@ -86,17 +87,27 @@ def describe_progress(job: Job) -> str:
     progress = job.progress
     if job.is_terminal or progress.stage is None:
         return "" if job.queue_position is None else f"  number {job.queue_position} in the queue"
-    if progress.stage == "train" and progress.loss is not None:
-        return (
-            f"  train  step {progress.step}/{progress.total_steps}  loss {progress.loss:.3f}"
-            f"  {progress.tokens_per_s:,.0f} tokens/s"
-            f"  balance loss {progress.balance_loss:.4f} (floor {progress.balance_loss_floor:.4f})"
-            f"  lr {progress.learning_rate:.2e}  ETA {duration(progress.eta_s or 0)}"
-        )
+    if progress.stage == "train" and progress.step is not None:
+        return "  ".join(["  train", *_step_parts(progress)])
     if progress.task is None:
         return f"  {progress.stage}"
     of_total = "" if progress.total is None else f"/{progress.total:,}"
     return f"  {progress.stage}  {progress.task}: {progress.done:,}{of_total} {progress.unit}"
+
+
+def _step_parts(progress: JobProgress) -> Iterator[str]:
+    """What is known of the last step; a restarted job knows its step before its loss."""
+    yield f"step {progress.step}/{progress.total_steps}"
+    if progress.loss is not None:
+        yield f"loss {progress.loss:.3f}"
+    if progress.tokens_per_s is not None:
+        yield f"{progress.tokens_per_s:,.0f} tokens/s"
+    if progress.balance_loss is not None and progress.balance_loss_floor is not None:
+        yield f"balance loss {progress.balance_loss:.4f} (floor {progress.balance_loss_floor:.4f})"
+    if progress.learning_rate is not None:
+        yield f"lr {progress.learning_rate:.2e}"
+    if progress.eta_s is not None:
+        yield f"ETA {duration(progress.eta_s)}"
 
 
 def duration(seconds: float) -> str:
@@ -107,7 +118,7 @@ def duration(seconds: float) -> str:
 
 
 def _stage_text(stage: Stage, progress: JobProgress) -> Text:
-    now = STAGES.index(progress.stage) if progress.stage in STAGES else -1
+    now = next((place for place, name in enumerate(STAGES) if name == progress.stage), -1)
     place = STAGES.index(stage)
     mark, style = ("✔", "green") if place < now else ("●", "bold cyan") if place == now else ("○", "dim")
     return Text(f"{mark} {stage}", style=style)

@@ -60,9 +60,9 @@ def _skipped_rows(data: dict[str, Any]) -> list[str]:
     if not data["rejected_rows"]:
         return []
     lines = [
-        f"  {row['file']} row {row['row']}: {escape(row['reason'])}" for row in data["rejected_rows"][:_SKIPPED_SHOWN]
+        escape(f"  {row['file']} row {row['row']}: {row['reason']}") for row in data["rejected_rows"][:_SKIPPED_SHOWN]
     ]
-    return ["\n[bold]Skipped rows[/bold]", *lines, f"  all of them: {data['rejected_rows_file']}"]
+    return ["\n[bold]Skipped rows[/bold]", *lines, escape(f"  all of them: {data['rejected_rows_file']}")]
 
 
 def _mixture(data: dict[str, Any]) -> Table:
@@ -128,6 +128,6 @@ def _outcome(report: dict[str, Any]) -> str:
     export = report["export"]
     return (
         f"\n[bold]Stages[/bold]  {stages}\n"
-        f"[bold]Checkpoint[/bold]  {export['path']}\n  {export['bytes']:,} bytes in {export['files']} shards, "
+        f"[bold]Checkpoint[/bold]  {escape(export['path'])}\n  {export['bytes']:,} bytes in {export['files']} shards, "
         "read back bit-identical"
     )

@@ -29,8 +29,9 @@ def load_spec(path: Path | str) -> JobSpec:
     """
     path = Path(path)
     document = _parse(path)
-    if isinstance(document, dict):
-        _make_absolute(document, path.resolve().parent)
+    if not isinstance(document, dict):
+        raise InvalidSpecError(f"{path} is no mapping of a job's fields")
+    _make_absolute(document, path.resolve().parent)
     try:
         return JobSpec.model_validate(document)
     except ValidationError as error:
@@ -42,14 +43,16 @@ def load_spec(path: Path | str) -> JobSpec:
 
 
 def _parse(path: Path) -> Any:
-    if path.suffix not in _SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix not in _SUFFIXES:
         raise InvalidSpecError(f"{path}: a spec ends in {', '.join(_SUFFIXES)}")
-    text = path.read_text()
+    content = path.read_bytes()
     try:
-        if path.suffix == ".toml":
+        text = content.decode("utf-8-sig")
+        if suffix == ".toml":
             return tomllib.loads(text)
-        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
+        return json.loads(text) if suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError, RecursionError) as error:  # both parsers' own errors are ValueErrors
         raise InvalidSpecError(f"{path} cannot be parsed: {error}") from error
 
 

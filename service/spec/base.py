@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 from pydantic_core import PydanticCustomError
 
 
@@ -13,6 +13,26 @@ class SpecModel(BaseModel):
     """Frozen, refuses unknown fields, and takes field descriptions from attribute docstrings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _storable(cls, value: Any) -> Any:
+        _require_storable(value)
+        return value
+
+
+def _require_storable(value: object) -> None:
+    """Refuse text that JSON can carry and no database or file can: half a surrogate pair, or a NUL."""
+    if isinstance(value, str):
+        if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+            raise ValueError("holds a NUL or half a surrogate pair, which cannot be stored")
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            _require_storable(key)
+            _require_storable(item)
+    elif isinstance(value, tuple):
+        for item in value:
+            _require_storable(item)
 
 
 class FieldError(NamedTuple):
@@ -31,8 +51,9 @@ def conflict(field: str, message: str) -> PydanticCustomError:
 def field_errors(errors: Iterable[Mapping[str, Any]], document: object) -> list[FieldError]:
     """Pydantic's error list with the paths that a user wrote.
 
-    Pydantic's `loc` also holds the tag of each union variant it went through; a user's document has no such level. A
-    tag is recognised by being the value of `kind` where it stands.
+    Pydantic's `loc` also holds the tag of each union variant it went through, and steps into a value that a shorthand
+    was expanded to; a user's document has no such levels. A tag is recognised by being the value of `kind` where it
+    stands; below a plain value there is nothing to name.
 
     Args:
         errors: `ValidationError.errors()`.
@@ -43,7 +64,7 @@ def field_errors(errors: Iterable[Mapping[str, Any]], document: object) -> list[
 
 def _message(error: Mapping[str, Any]) -> str:
     message = str(error["msg"]).removeprefix("Value error, ")
-    return "unknown field" if error["type"] == "extra_forbidden" else message
+    return "unknown field" if error["type"] == "extra_forbidden" else _printable(message)
 
 
 def _path(error: Mapping[str, Any], document: object) -> str:
@@ -53,9 +74,16 @@ def _path(error: Mapping[str, Any], document: object) -> str:
             if part not in document and document.get("kind") == part:
                 continue
             document = document.get(part)
-        elif isinstance(document, list) and isinstance(part, int) and part < len(document):
-            document = document[part]
+        elif isinstance(document, list):
+            document = document[part] if isinstance(part, int) and part < len(document) else None
+        elif document is not None:
+            break
         parts.append(str(part))
     if error["type"] == "conflict":
         parts.append(error["ctx"]["field"])
-    return ".".join(parts)
+    return _printable(".".join(parts))
+
+
+def _printable(text: str) -> str:
+    """Text that can be written as UTF-8, whatever an unknown field is called."""
+    return text.encode("utf-8", "backslashreplace").decode()

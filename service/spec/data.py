@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from service.spec.base import SpecModel, conflict
 
-URI_SCHEMES = ("file", "s3", "gs", "hf", "memory")
+URI_SCHEMES = ("file", "s3", "gs", "hf")
 
 RowForm = Literal["messages", "prompt_completion", "alpaca", "sharegpt"]
 FileFormat = Literal["jsonl", "json", "csv", "parquet"]
@@ -38,6 +38,8 @@ class SourceSpec(SpecModel):
             raise ValueError("not an absolute URI; a relative path is resolved by the client, against the spec's file")
         if scheme not in URI_SCHEMES:
             raise ValueError(f"unknown scheme {scheme!r}; known: {', '.join(URI_SCHEMES)}")
+        if scheme == "file" and not rest.startswith("/"):
+            raise ValueError("the path of a file:// URI begins with a third slash")
         return uri
 
 

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from moe.config import PRESETS
 from service.spec.base import SpecModel, conflict
+
+
+def _absolute(path: str) -> str:
+    if not path.startswith("/") and "://" not in path:
+        raise ValueError("not an absolute path; a relative one is resolved by the client, against the spec's file")
+    return path
+
+
+DirectoryPath = Annotated[str, AfterValidator(_absolute)]
+"""Absolute path or URL of a directory, as every cluster node sees it."""
 
 
 class PresetBase(SpecModel):
@@ -29,7 +39,7 @@ class CheckpointBase(SpecModel):
     """A Hugging Face checkpoint of the Arctic architecture."""
 
     kind: Literal["checkpoint"] = "checkpoint"
-    path: str = Field(min_length=1)
+    path: DirectoryPath
     """Directory with `config.json` and safetensors, as every cluster node sees it."""
 
 
@@ -45,7 +55,7 @@ class PretrainedTokenizer(SpecModel):
     """A Hugging Face tokenizer directory."""
 
     kind: Literal["pretrained"] = "pretrained"
-    path: str = Field(min_length=1)
+    path: DirectoryPath
     """Directory with `tokenizer.json`, as every cluster node sees it."""
 
 

@@ -8,8 +8,6 @@ from typing import Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from service.errors import Fault
-from service.spec.event import Event, Stage
-from service.spec.job import JobSpec
 
 JobStatus = Literal["queued", "submitting", "running", "cancelling", "succeeded", "failed", "cancelled"]
 TERMINAL_STATUSES: frozenset[JobStatus] = frozenset({"succeeded", "failed", "cancelled"})
@@ -37,7 +35,8 @@ class JobError(Resource):
 class JobProgress(Resource):
     """How far a job is; null where not known yet."""
 
-    stage: Stage | None = None
+    stage: str | None = None
+    """`prepare`, `train`, `evaluate` or `export`."""
     task: str | None = None
     """What the stage is doing, in words."""
     done: int | None = None
@@ -79,7 +78,10 @@ class Job(Resource):
     progress: JobProgress
     error: JobError | None = None
     """Set when the status is `failed`."""
-    spec: JobSpec
+    spec: dict[str, JsonValue]
+    """The `JobSpec` as accepted, every default of that day filled in."""
+    spec_sha256: str
+    """Equal specs have equal hashes."""
 
     @property
     def is_terminal(self) -> bool:
@@ -87,11 +89,17 @@ class Job(Resource):
         return self.status in TERMINAL_STATUSES
 
 
-class JobEvent(Event):
-    """An event with its place in the job's history."""
+class JobEvent(Resource):
+    """An event with its place in the job's history; `service.spec.event.Event` lists types and data."""
 
     sequence: int
     """Rises by 1 with each event of the job; what `after` takes."""
+    time: datetime
+    type: str
+    stage: str | None = None
+    attempt: int
+    message: str = ""
+    data: dict[str, JsonValue] = {}
 
 
 class StepMetrics(Resource):

@@ -23,7 +23,7 @@ def fold_progress(progress: dict[str, Any], event: Event) -> dict[str, Any]:
     if event.type == "stage.progress":
         return {**progress, "stage": event.stage, **{name: event.data.get(name) for name in _TASK_FIELDS}}
     if event.type == "train.started":
-        return {**progress, "step": event.data["start_step"], "total_steps": event.data["total_steps"]}
+        return {**progress, "step": event.data.get("start_step"), "total_steps": event.data.get("total_steps")}
     if event.type == "train.step":
         return {**progress, **{name: event.data.get(name) for name in _STEP_FIELDS}}
     return progress

@@ -54,6 +54,11 @@ def migrate(engine: Engine) -> None:
         command.upgrade(config, "head")
 
 
+def new_api_key() -> str:
+    """256 random bits, with a prefix that secret scanners can look for."""
+    return f"sd-{secrets.token_urlsafe(32)}"
+
+
 def new_job_id() -> str:
     """Sortable by time, unguessable, and safe as a file name and a Ray submission id."""
     return f"job-{int(time.time()):x}-{secrets.token_hex(4)}"
@@ -81,14 +86,15 @@ class Store:
 
     # --- keys
 
-    def make_first_key(self) -> str | None:
-        """A new API key when there is none yet; the only moment at which it can be read."""
+    def has_keys(self) -> bool:
+        """Whether any API key was made."""
         with self._transaction() as session:
-            if session.scalar(select(func.count()).select_from(ApiKeyRow)):
-                return None
-            key = f"sd-{secrets.token_urlsafe(32)}"
+            return session.scalar(select(func.count()).select_from(ApiKeyRow)) != 0
+
+    def add_key(self, key: str) -> None:
+        """Accept a key from now on; only its hash is kept."""
+        with self._transaction() as session:
             session.add(ApiKeyRow(sha256=_sha256(key), created_at=datetime.now(UTC)))
-            return key
 
     def knows_key(self, key: str) -> bool:
         """Whether the key is valid. Looking its hash up tells an attacker nothing about the key."""
@@ -132,15 +138,33 @@ class Store:
         except IntegrityError:
             if idempotency_key is None:
                 raise
-            return self._job_of_key(idempotency_key, digest), False
+            return self._require_job_of_key(idempotency_key, spec), False
         return self.get_job(job_id), True
 
-    def _job_of_key(self, key: str, digest: str) -> Job:
+    def find_job_of_key(self, idempotency_key: str, spec: JobSpec) -> Job | None:
+        """The job that a create with this key and this spec made; None when there was none.
+
+        Raises:
+            ConflictError: the key was used with another spec.
+        """
         with self._transaction() as session:
-            used = session.get_one(IdempotencyRow, key)
-        if used.body_sha256 != digest:
+            used = session.get(IdempotencyRow, idempotency_key)
+        if used is None:
+            return None
+        if used.body_sha256 != spec.sha256():
             raise ConflictError("this Idempotency-Key was used with another body; use a new one", "Idempotency-Key")
         return self.get_job(used.job_id)
+
+    def _require_job_of_key(self, idempotency_key: str, spec: JobSpec) -> Job:
+        job = self.find_job_of_key(idempotency_key, spec)
+        assert job is not None, "the key's row was just seen"
+        return job
+
+    def find_job(self, job_id: str) -> Job | None:
+        """One job; None when there is none of this id."""
+        with self._transaction() as session:
+            row = session.get(JobRow, job_id)
+            return None if row is None else _job(row, self._queue_position(session, row))
 
     def get_job(self, job_id: str) -> Job:
         """One job.
@@ -148,11 +172,10 @@ class Store:
         Raises:
             NotFoundError: there is none of this id.
         """
-        with self._transaction() as session:
-            row = session.get(JobRow, job_id)
-            if row is None:
-                raise NotFoundError(f"there is no job {job_id!r}")
-            return _job(row, self._queue_position(session, row))
+        job = self.find_job(job_id)
+        if job is None:
+            raise NotFoundError(f"there is no job {job_id!r}")
+        return job
 
     def list_jobs(
         self, *, statuses: Collection[JobStatus] = (), after: str | None = None, limit: int = 100
@@ -257,7 +280,7 @@ class Store:
                 row = session.get_one(JobRow, job_id)
                 progress = dict(row.progress)
                 for sequence, item in enumerate(events, last + 1):
-                    step = item.data["step"] if item.type == "train.step" else None
+                    step = item.data.get("step") if item.type == "train.step" else None
                     document = item.model_dump(mode="json")
                     session.add(EventRow(job_id=job_id, sequence=sequence, type=item.type, step=step, event=document))
                     progress = fold_progress(progress, item)
@@ -277,16 +300,18 @@ class Store:
         )
         with self._transaction() as session:
             rows = session.scalars(query).all()
-        events = [JobEvent.model_validate({**row.event, "sequence": row.sequence}) for row in rows[:limit]]
-        return events, len(rows) > limit
+        return [_event(row) for row in rows[:limit]], len(rows) > limit
 
-    def find_failure(self, job_id: str, attempt: int) -> JobError | None:
-        """What an attempt said of its own failure; None when it said nothing."""
-        query = select(EventRow).where(EventRow.job_id == job_id, EventRow.type == "job.failed")
+    def find_verdict(self, job_id: str, attempt: int) -> JobEvent | None:
+        """An attempt's own last word, `job.finished` or `job.failed`; None when it said neither."""
+        query = (
+            select(EventRow)
+            .where(EventRow.job_id == job_id, EventRow.type.in_(("job.finished", "job.failed")))
+            .order_by(EventRow.sequence.desc())
+        )
         with self._transaction() as session:
-            events = [Event.model_validate(row.event) for row in session.scalars(query)]
-        failures = [event for event in events if event.attempt == attempt]
-        return JobError.model_validate({"message": failures[-1].message, **failures[-1].data}) if failures else None
+            verdicts = [_event(row) for row in session.scalars(query)]
+        return next((event for event in verdicts if event.attempt == attempt), None)
 
     def list_metrics(self, job_id: str, *, after: int = 0, limit: int = 1000) -> tuple[list[StepMetrics], bool]:
         """Metrics of the steps above `after`, in order; of a step taken twice the last word."""
@@ -315,6 +340,10 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _event(row: EventRow) -> JobEvent:
+    return JobEvent.model_validate({**row.event, "sequence": row.sequence})
+
+
 def _job(row: JobRow, queue_position: int | None) -> Job:
     return Job(
         id=row.id,
@@ -328,5 +357,6 @@ def _job(row: JobRow, queue_position: int | None) -> Job:
         run_url=row.run_url,
         progress=JobProgress.model_validate(row.progress),
         error=JobError.model_validate(row.error) if row.error else None,
-        spec=JobSpec.model_validate(row.spec),
+        spec=row.spec,
+        spec_sha256=row.spec_sha256,
     )

@@ -15,7 +15,7 @@ from service.api.dependencies import ControlPlane
 from service.client.client import Client
 from service.reconcile import Reconciler
 from service.spec.job import JobSpec
-from service.store.store import Store, migrate, open_engine
+from service.store.store import Store, migrate, new_api_key, open_engine
 from tests.service.recording_backend import RecordingBackend
 
 
@@ -33,7 +33,7 @@ def backend() -> RecordingBackend:
 
 @pytest.fixture
 def reconciler(store: Store, backend: RecordingBackend) -> Reconciler:
-    return Reconciler(store, backend, max_running_jobs=1, max_attempts=3, interval_s=60.0)
+    return Reconciler(store, backend, max_running_jobs=1, max_attempts=3, interval_s=60.0, sweep_interval_s=0.0)
 
 
 @pytest.fixture
@@ -43,8 +43,8 @@ def parts(store: Store, backend: RecordingBackend, reconciler: Reconciler, tmp_p
 
 @pytest.fixture
 def key(store: Store) -> str:
-    key = store.make_first_key()
-    assert key is not None
+    key = new_api_key()
+    store.add_key(key)
     return key
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from service.backends.base import AttemptState
-from service.errors import BackendUnavailableError
+from service.errors import BackendUnavailableError, ConflictError
 
 
 class RecordingBackend:
@@ -12,6 +12,7 @@ class RecordingBackend:
         self.submitted: list[str] = []
         self.stopped: list[str] = []
         self.is_down = False
+        self.refused: set[str] = set()
         self.shares_filesystem = True
 
     def _require_up(self) -> None:
@@ -23,12 +24,18 @@ class RecordingBackend:
 
     def submit(self, submission_id: str, run_url: str, attempt: int, spec_sha256: str) -> None:
         self._require_up()
+        if submission_id in self.refused:
+            raise ConflictError(f"Ray already runs another {submission_id}")
         self.submitted.append(submission_id)
         self.states.setdefault(submission_id, ("running", ""))
 
     def state(self, submission_id: str) -> tuple[AttemptState, str] | None:
         self._require_up()
         return self.states.get(submission_id)
+
+    def active(self) -> list[str]:
+        self._require_up()
+        return [name for name, (state, _) in self.states.items() if state in ("pending", "running")]
 
     def stop(self, submission_id: str) -> None:
         self._require_up()

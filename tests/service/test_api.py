@@ -1,20 +1,33 @@
 from __future__ import annotations
 
+import fcntl
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
 from fastapi.testclient import TestClient
 
 from ray_jobs.run_directory import EventWriter, RunDirectory
-from service.api.app import create_app
+from service.api.app import assemble, create_app, open_backend, open_store
 from service.api.dependencies import ControlPlane
 from service.client.client import Client
-from service.errors import ConflictError, InvalidSpecError, NotFoundError, SourceNotFoundError
+from service.errors import (
+    ConflictError,
+    InvalidSettingsError,
+    InvalidSpecError,
+    NotFoundError,
+    SourceNotFoundError,
+)
 from service.reconcile import Reconciler
+from service.serve import ensure_first_key
+from service.settings import Settings
 from service.spec.job import JobSpec
+from service.store.models import Base, JobRow
 from service.store.store import Store
+from tests.conftest import set_at
 from tests.service.recording_backend import RecordingBackend
 
 SNAPSHOT = Path(__file__).parent / "openapi.json"
@@ -41,7 +54,8 @@ def test_no_key_no_answer(parts: ControlPlane, key: str, header: dict[str, str])
 def test_a_job_is_created_listed_and_cancelled(client: Client, spec: JobSpec) -> None:
     job = client.jobs.create(spec)
     assert (job.status, job.attempt, job.queue_position) == ("queued", 0, 1)
-    assert job.spec == spec
+    assert JobSpec.model_validate(job.spec) == spec
+    assert job.spec_sha256 == spec.sha256()
     second = client.jobs.create(spec)
     assert second.queue_position == 2
     assert [item.id for item in client.jobs.list().data] == [second.id, job.id]
@@ -116,19 +130,20 @@ def test_events_metrics_logs_and_report_of_a_run(
         events.emit("stage.started", stage="train")
         for step, loss in ((1, 3.0), (2, 2.0), (2, 2.5)):
             events.emit("train.step", stage="train", step=step, total_steps=2, loss=loss, eta_s=1.0)
-    run.write_report({"outcome": "succeeded"})
+        run.write_report({"outcome": "succeeded"})
+        events.emit("job.finished")
     backend.states[f"{job.id}-a1"] = ("succeeded", "")
     reconciler.reconcile()
     done = client.jobs.get(job.id)
     assert (done.status, done.progress.stage, done.progress.step, done.progress.loss) == ("succeeded", "train", 2, 2.5)
     assert done.finished_at is not None
-    assert [event.sequence for event in client.jobs.events(job.id).data] == [1, 2, 3, 4]
-    assert [event.sequence for event in client.jobs.events(job.id, after=3).data] == [4]
+    assert [event.sequence for event in client.jobs.events(job.id).data] == [1, 2, 3, 4, 5]
+    assert [event.sequence for event in client.jobs.events(job.id, after=4).data] == [5]
     metrics = client.jobs.metrics(job.id)
     assert [(item.step, item.data["loss"]) for item in metrics] == [(1, 3.0), (2, 2.5)], "a step's last word counts"
     assert client.jobs.logs(job.id, tail=1) == f"logs of {job.id}-a1\n"
     assert client.jobs.report(job.id) == {"outcome": "succeeded"}
-    assert [event.type for event in client.jobs.stream_events(job.id, after=1)] == ["train.step"] * 3
+    assert [event.type for event in client.jobs.stream_events(job.id, after=1)] == [*["train.step"] * 3, "job.finished"]
     with pytest.raises(ConflictError, match="already succeeded"):
         client.jobs.cancel(job.id)
 
@@ -140,7 +155,105 @@ def test_readiness_follows_the_cluster(http: TestClient, backend: RecordingBacke
     assert (answer.status_code, answer.json()["cluster"], answer.json()["store"]) == (503, "down", "ok")
 
 
-def test_the_key_is_made_once_and_not_stored(store: Store, key: str, tmp_path: Path) -> None:
-    assert store.make_first_key() is None
-    assert store.knows_key(key)
-    assert key.encode() not in b"".join(path.read_bytes() for path in tmp_path.glob("test.db*"))
+def test_the_first_key_is_made_once_kept_for_its_owner_and_stored_as_a_hash(tmp_path: Path) -> None:
+    settings = Settings(tmp_path / "data")
+    key = ensure_first_key(settings)
+    assert key is not None
+    assert ensure_first_key(settings) is None
+    assert open_store(settings).knows_key(key)
+    assert not open_store(settings).knows_key(key + "x")
+    assert settings.api_key_path.read_text() == key
+    assert settings.api_key_path.stat().st_mode & 0o077 == 0
+    assert key.encode() not in b"".join(path.read_bytes() for path in settings.data_dir.glob("sleddog.db*"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("evaluate.prompts", ["\ud800"]), ("data.mixture", {"\udfff": 1.0}), ("data.sources.0.uri", "file:///a\0b")],
+)
+def test_text_that_cannot_be_stored_is_refused(
+    http: TestClient, job_document: dict[str, Any], field: str, value: Any
+) -> None:
+    set_at(job_document, field, value)
+    answer = http.post("/v1/jobs", content=json.dumps(job_document), headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422
+    assert [error["field"] for error in answer.json()["errors"]] == [field]
+    assert http.get("/v1/jobs").json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    "content", ['{"\\ud800": 1}', '{"name": "\\ud800"}', '{"name": 1' + "0" * 5000 + "}", "[" * 9999]
+)
+def test_odd_bodies_are_the_callers_fault(http: TestClient, content: str) -> None:
+    answer = http.post("/v1/jobs", content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code in (400, 422)
+    assert answer.json()["detail"]
+
+
+def test_a_broken_body_names_no_field(http: TestClient) -> None:
+    answer = http.post("/v1/jobs", content="{", headers={"Content-Type": "application/json"})
+    assert [error["field"] for error in answer.json()["errors"]] == [""]
+
+
+def test_a_repeated_create_is_answered_even_when_the_data_has_gone(
+    client: Client, spec: JobSpec, tmp_path: Path
+) -> None:
+    job = client.jobs.create(spec, idempotency_key="k")
+    (tmp_path / "sums.jsonl").unlink()
+    assert client.jobs.create(spec, idempotency_key="k").id == job.id
+    with pytest.raises(SourceNotFoundError):
+        client.jobs.create(spec, idempotency_key="another")
+
+
+def test_an_empty_idempotency_key_is_none_of_all(http: TestClient, job_document: dict[str, Any]) -> None:
+    answer = http.post("/v1/jobs", json=job_document, headers={"Idempotency-Key": ""})
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["field"] == "idempotency-key"
+
+
+@pytest.mark.parametrize("path", ["events?after=9223372036854775808", "metrics?after=-1", "logs?tail=0"])
+def test_numbers_out_of_range_are_refused(http: TestClient, client: Client, spec: JobSpec, path: str) -> None:
+    answer = http.get(f"/v1/jobs/{client.jobs.create(spec).id}/{path}")
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, path.partition("?")[2].partition("=")[0])
+
+
+def test_a_spec_of_another_version_is_still_listed(client: Client, store: Store, spec: JobSpec) -> None:
+    job = client.jobs.create(spec)
+    with store._transaction() as session:
+        session.get_one(JobRow, job.id).spec = job.spec | {"retired": True}
+    assert client.jobs.get(job.id).spec["retired"]
+    assert len(store.unfinished_jobs()) == 1
+
+
+def test_tables_are_what_the_migrations_make(store: Store) -> None:
+    with store._engine.connect() as connection:
+        differences = compare_metadata(MigrationContext.configure(connection), Base.metadata)
+    assert differences == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"ray_dashboard_url": "https://ray", "runs_url": "s3://runs"}, "--ray-token-path"),
+        ({"ray_dashboard_url": "https://ray", "ray_token_path": Path("token")}, "--runs-url"),
+    ],
+)
+def test_half_settings_are_refused(fields: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidSettingsError) as caught:
+        Settings(Path(), **fields)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("runs_url", ["/proc/nowhere", "nosuch://bucket"])
+def test_run_directories_must_be_writable(
+    store: Store, backend: RecordingBackend, tmp_path: Path, runs_url: str
+) -> None:
+    with pytest.raises(InvalidSettingsError, match="cannot write to the run directories"):
+        assemble(Settings(tmp_path, runs_url=runs_url), store, backend)
+
+
+def test_a_data_directory_has_one_local_head(tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConflictError, match="a service already runs on"), open_backend(Settings(tmp_path)):
+            pass

@@ -10,15 +10,9 @@ from service.client.spec_file import load_spec
 from service.errors import InvalidSpecError
 from service.spec.base import field_errors
 from service.spec.job import JobSpec
+from tests.conftest import set_at
 
 ROOT = Path(__file__).parents[2]
-
-
-def set_at(document: dict[str, Any], path: str, value: Any) -> None:
-    *parents, last = path.split(".")
-    for part in parents:
-        document = document[int(part)] if isinstance(document, list) else document.setdefault(part, {})
-    document[last] = value
 
 
 def test_defaults_are_the_recipe(job_document: dict[str, Any]) -> None:
@@ -47,7 +41,13 @@ def test_defaults_are_the_recipe(job_document: dict[str, Any]) -> None:
         ("data.sources.0.uri", "rows.jsonl", "data.sources.0.uri"),
         ("data.sources.0.uri", "ftp://host/rows.jsonl", "data.sources.0.uri"),
         ("data.sources.0.form", "poem", "data.sources.0.form"),
+        ("data.sources.0.uri", "file://rows.jsonl", "data.sources.0.uri"),
+        ("data.sources.0.uri", "memory://rows.jsonl", "data.sources.0.uri"),
         ("data.sources", [], "data.sources"),
+        ("data.mixture", {1: 2}, "data.mixture.1"),
+        ("model.base", "", "model.base"),
+        ("model.base", "relative/path", "model.base"),
+        ("model.tokenizer", {"kind": "pretrained", "path": "relative"}, "model.tokenizer.path"),
         ("data.mixture", {"math": 1, "code": 1}, "data.mixture.code"),
         ("data.mixture", {"math": 0}, "data.mixture.math"),
         ("data.on_bad_row", "ignore", "data.on_bad_row"),
@@ -109,3 +109,25 @@ def test_spec_file_errors_name_file_or_field(tmp_path: Path) -> None:
         load_spec(tmp_path / "empty.yaml")
     with pytest.raises(InvalidSpecError, match="a spec ends in"):
         load_spec(tmp_path / "job.txt")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.yaml", b"", "is no mapping"),
+        ("a.yaml", b"- name: x", "is no mapping"),
+        ("a.yaml", b"name: 2024-13-45", "cannot be parsed: month must be"),
+        ("a.yaml", b"name: \xff", "cannot be parsed: 'utf-8' codec"),
+        ("a.yaml", b"a: &a [*a", "cannot be parsed"),
+        ("a.toml", b"name = ", "cannot be parsed"),
+        ("a.json", b'{"seed": ' + b"1" * 5000 + b"}", "cannot be parsed"),
+        ("a.json", b"[" * 100_000, "cannot be parsed"),
+        ("A.JSON", b'\xef\xbb\xbf{"name": "x"}', "2 faults"),
+    ],
+)
+def test_odd_spec_files_are_refused_by_name(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InvalidSpecError) as caught:
+        load_spec(tmp_path / name)
+    assert reason in str(caught.value)
+    assert name in str(caught.value)

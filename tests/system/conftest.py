@@ -15,13 +15,14 @@ import psutil
 import pytest
 import uvicorn
 
-from service.api.app import control_plane, create_app, open_store
+from service.api.app import assemble, create_app, open_store
 from service.backends.local_ray import LocalRay
 from service.backends.ray_jobs import RayJobs
 from service.client.client import Client
 from service.settings import Settings
 from service.spec.job import JobSpec
 from service.spec.resources import JobEvent
+from service.store.store import new_api_key
 
 
 @pytest.fixture(scope="session")
@@ -72,11 +73,11 @@ class System:
 def system(ray_jobs: RayJobs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     settings = Settings(tmp_path_factory.mktemp("service"), reconcile_interval_s=0.2)
     store = open_store(settings)
-    key = store.make_first_key()
-    assert key is not None
+    key = new_api_key()
+    store.add_key(key)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        app = create_app(control_plane(settings, store, ray_jobs))
+        app = create_app(assemble(settings, store, ray_jobs))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
