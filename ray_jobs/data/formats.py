@@ -112,6 +112,13 @@ def _user(prompt: str) -> Turn:
     return Turn("user", prompt)
 
 
+FIELDS: dict[RowForm, tuple[str, ...]] = {
+    "messages": ("messages",),
+    "prompt_completion": ("prompt", "completion"),
+    "alpaca": ("instruction", "input", "output", "response"),
+    "sharegpt": ("conversations",),
+}
+"""All that `to_conversation` looks at."""
 _READERS: dict[RowForm, Callable[[Mapping[str, Any]], Conversation]] = {
     "messages": _messages,
     "prompt_completion": _prompt_completion,

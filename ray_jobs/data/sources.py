@@ -8,21 +8,22 @@ a file that breaks off is reported at the first row that could not be read.
 from __future__ import annotations
 
 import csv
-import gzip
 import hashlib
 import io
 import json
 import lzma
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.compression import compr
 from fsspec.core import url_to_fs
+from fsspec.utils import infer_compression
 
 from service.errors import InvalidSpecError, SourceNotFoundError
 from service.spec.data import DataSpec, FileFormat, SourceSpec
@@ -37,15 +38,9 @@ _EXTENSIONS: dict[str, FileFormat] = {
 _COMPRESSIONS = ("gz", "bz2", "xz")
 _NOT_JSON = (ValueError, RecursionError)
 """Broken syntax, bytes that are not UTF-8, and nesting too deep for the parser."""
-_BROKEN_CONTENT = (
-    UnicodeDecodeError,
-    csv.Error,
-    pa.ArrowException,
-    gzip.BadGzipFile,
-    lzma.LZMAError,
-    zlib.error,
-    EOFError,
-)
+_NO_VALUE = (ValueError, OverflowError, pa.ArrowException)
+"""Bytes that are not UTF-8, and dates that Python has none for."""
+_BROKEN_CONTENT = (*_NO_VALUE, OSError, csv.Error, lzma.LZMAError, zlib.error, EOFError)
 """What decompressors and decoders raise for a torn or mislabelled file."""
 _PACKAGE_EXTRAS = {"s3": "s3", "gs": "gcs"}
 
@@ -123,19 +118,54 @@ def digest(url: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_rows(file: SourceFile) -> Iterator[RawRow]:
+class _FileBytes(io.RawIOBase):
+    """A file as its filesystem gives it; keeps the filesystem's error, to be told from an error of the content."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.error: Exception | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            content = self._file.read(len(buffer))
+        except Exception as error:
+            self.error = error
+            raise
+        buffer[: len(content)] = content
+        return len(content)
+
+
+def read_rows(file: SourceFile, fields: Sequence[str] | None = None) -> Iterator[RawRow]:
     """Read a file row by row; JSON lists are read whole, the others as a stream.
 
     Whatever is wrong with the content becomes a row with a reason; only the filesystem's own errors are raised.
+
+    Args:
+        file: to read.
+        fields: that will be looked at; a Parquet file's other columns are left alone. None reads all.
     """
     number = 0
-    try:
-        with fsspec.open(file.url, "rb", compression="infer") as stream:
-            for row in _READERS[file.format](stream):
-                number = row.number
-                yield row
-    except _BROKEN_CONTENT as error:
-        yield RawRow(number + 1, None, f"the file cannot be read from here on: {_first_line(error)}")
+    with fsspec.open(file.url, "rb") as opened:
+        content = _FileBytes(opened)
+        try:
+            with compr[infer_compression(file.url)](io.BufferedReader(content), mode="rb") as stream:
+                rows = _read_parquet(stream, fields) if file.format == "parquet" else _READERS[file.format](stream)
+                for row in rows:
+                    number = row.number
+                    yield row
+        except _BROKEN_CONTENT as error:
+            if content.error is not None:
+                raise
+            yield RawRow(number + 1, None, f"the file cannot be read from here on: {_first_line(error)}")
 
 
 def _first_line(error: Exception) -> str:
@@ -174,12 +204,20 @@ def _read_csv(stream: Any) -> Iterator[RawRow]:
                 yield RawRow(number, row)
 
 
-def _read_parquet(stream: Any) -> Iterator[RawRow]:
+def _read_parquet(stream: Any, fields: Sequence[str] | None) -> Iterator[RawRow]:
     number = 0
-    for batch in pq.ParquetFile(stream).iter_batches(batch_size=1024):
-        for row in batch.to_pylist():
+    for batch in pq.ParquetFile(stream).iter_batches(batch_size=1024, columns=fields):
+        for index in range(batch.num_rows):
             number += 1
-            yield RawRow(number, row)
+            yield _record(number, batch, index)
 
 
-_READERS = {"jsonl": _read_jsonl, "json": _read_json, "csv": _read_csv, "parquet": _read_parquet}
+def _record(number: int, batch: pa.RecordBatch, index: int) -> RawRow:
+    try:
+        values = [column[index].as_py() for column in batch.columns]
+    except _NO_VALUE as error:
+        return RawRow(number, None, f"a value cannot be decoded: {_first_line(error)}")
+    return RawRow(number, dict(zip(batch.schema.names, values, strict=True)))
+
+
+_READERS = {"jsonl": _read_jsonl, "json": _read_json, "csv": _read_csv}

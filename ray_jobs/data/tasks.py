@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ray_jobs.data.formats import Conversation, NotAConversationError, Turn, to_conversation
+from ray_jobs.data.formats import FIELDS, Conversation, NotAConversationError, Turn, to_conversation
 from ray_jobs.data.minhash import band_keys
 from ray_jobs.data.parquet_files import parquet_writer, read_parquet
 from ray_jobs.data.sources import RawRow, SourceFile, read_rows
@@ -81,7 +81,7 @@ def read_file(batch: pa.Table, data: DataSpec, directory_url: str) -> Iterator[p
     form = data.sources[file.source].form
     position = 0
     with parquet_writer(part_url(directory_url, item["file"]), CONVERSATION_SCHEMA) as writer:
-        for rows in _batches(read_rows(file)):
+        for rows in _batches(read_rows(file, FIELDS[form])):
             parsed = [(row, *_parse(row, form)) for row in rows]
             good = [(row, conversation) for row, conversation, _ in parsed if conversation is not None]
             bad = [(row, reason) for row, conversation, reason in parsed if conversation is None]

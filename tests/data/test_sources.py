@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 
 from ray_jobs.data.sources import RawRow, SourceFile, digest, find_files, read_rows
 from service.errors import InvalidSpecError, SourceNotFoundError
-from service.spec.data import DataSpec, FileFormat
+from service.spec.data import DataSpec, FileFormat, SourceSpec
 
 ROWS = [{"prompt": "é, 1", "completion": 'say "x"\nand y'}, {"prompt": "b", "completion": "2"}]
 
@@ -41,6 +42,19 @@ def jsonl(rows: list[Any]) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
+def torn(content: bytes) -> bytes:
+    """The content with some bytes in its middle overwritten."""
+    middle = len(content) // 2
+    return content[:middle] + b"\xff" * 64 + content[middle + 64 :]
+
+
+def parquet(table: pa.Table, **options: Any) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, **options)
+    return sink.getvalue()
+
+
+TEXTS = [f"text {number} of {number * 7919}" for number in range(20_000)]
 CSV = '\ufeffprompt,completion\n"é, 1","say ""x""\nand y"\nb,2\n'.encode()
 
 
@@ -90,6 +104,10 @@ def test_a_field_longer_than_the_csv_module_allows_by_default_is_read(tmp_path: 
         ("a.parquet", "parquet", b"PAR1 is not enough", [], "cannot be read from here on: ArrowInvalid"),
         ("a.jsonl.gz", "jsonl", b"plain text", [], "cannot be read from here on: BadGzipFile"),
         ("a.jsonl.gz", "jsonl", gzip.compress(b'{"a": 1}\n' * 9)[:-9], None, "cannot be read from here on: EOFError"),
+        ("a.jsonl.bz2", "jsonl", b"plain text", [], "cannot be read from here on: OSError"),
+        ("a.json.bz2", "json", torn(bz2.compress(jsonl(TEXTS))), [], "cannot be read from here on: OSError"),
+        ("a.csv.xz", "csv", b"plain text", [], "cannot be read from here on: LZMAError"),
+        ("a.parquet", "parquet", torn(parquet(pa.table({"a": TEXTS}))), None, "cannot be read from here on: OSError"),
     ],
 )
 def test_broken_content_is_a_row_with_a_reason(
@@ -101,6 +119,54 @@ def test_broken_content_is_a_row_with_a_reason(
     assert reason in str(bad[0].reason)
     if good is not None:
         assert [row.number for row in rows if not row.reason] == good
+
+
+def test_a_value_that_python_has_none_for_costs_its_row_only(tmp_path: Path) -> None:
+    years = pa.array([2_000, 20_000, 2_001], pa.int64())
+    days = pa.compute.multiply(pa.compute.subtract(years, 1970), 365).cast(pa.int32()).cast(pa.date32())
+    path = write(tmp_path / "a.parquet", parquet(pa.table({"prompt": ["a", "b", "c"], "written": days})))
+    assert [row.number for row in read(path, "parquet") if row.reason is None] == [1, 3]
+    [bad] = [row for row in read(path, "parquet") if row.reason]
+    assert bad.number == 2
+    assert "a value cannot be decoded: " in str(bad.reason)
+
+
+def test_only_the_columns_that_are_asked_for_are_read(tmp_path: Path) -> None:
+    table = pa.table({"unused": pa.array([2**62], pa.timestamp("us")), "prompt": ["a"]})
+    file = SourceFile(0, write(tmp_path / "a.parquet", parquet(table)).as_uri(), "parquet")
+    assert list(read_rows(file, ("prompt", "completion"))) == [RawRow(1, {"prompt": "a"})]
+    assert list(read_rows(file, ("completion",))) == [RawRow(1, {})], "a row without any of them is still a row"
+
+
+class TornConnection(io.BytesIO):
+    """A remote file whose connection fails in its middle."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.tell() >= len(self.getvalue()) // 2:
+            raise ConnectionError("reset by peer")
+        return super().read(min(size or 0, len(self.getvalue()) // 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "content"),
+    [
+        ("a.jsonl", "jsonl", jsonl(TEXTS)),
+        ("a.json.bz2", "json", bz2.compress(json.dumps(TEXTS).encode())),
+        ("a.csv.gz", "csv", gzip.compress("\n".join(TEXTS).encode())),
+        ("a.parquet", "parquet", parquet(pa.table({"a": TEXTS}))),
+    ],
+)
+def test_an_error_of_the_filesystem_is_no_bad_row(
+    monkeypatch: pytest.MonkeyPatch, name: str, format: FileFormat, content: bytes
+) -> None:
+    monkeypatch.setattr("ray_jobs.data.sources.fsspec.open", lambda *_, **__: TornConnection(content))
+    with pytest.raises(ConnectionError, match="reset by peer"):
+        list(read_rows(SourceFile(0, f"s3://bucket/{name}", format)))
+
+
+def test_a_file_that_has_gone_is_no_bad_row(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read(tmp_path / "none.jsonl.bz2", "jsonl")
 
 
 def test_a_glob_finds_files_in_order_of_name(tmp_path: Path) -> None:
@@ -124,9 +190,11 @@ def test_sources_keep_their_order(tmp_path: Path) -> None:
 
 
 def test_another_filesystem_serves_as_well() -> None:
+    """The memory of this process stands for a remote store; a spec takes no such URI, so it is not validated."""
     with fsspec.open("memory://sleddog-test/a.jsonl", "wb") as file:
         file.write(jsonl(ROWS))
-    [found] = find_files(data_spec("memory://sleddog-test/*.jsonl"))
+    source = SourceSpec.model_construct(uri="memory://sleddog-test/*.jsonl", format=None)
+    [found] = find_files(DataSpec.model_construct(sources=(source,)))
     assert [row.value for row in read_rows(found)] == ROWS
     assert len(digest(found.url)) == 64
 
