@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -78,20 +79,35 @@ class ChatTokenizer:
         directory: of a Hugging Face tokenizer.
 
     Raises:
-        InvalidSpecError: it lacks a ChatML token.
+        InvalidSpecError: it lacks a ChatML token, or reads one out of ordinary text.
     """
 
     def __init__(self, directory: Path) -> None:
         self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        self._encode_parts_of_a_text()
         self._start, self._end = self._special(START), self._special(END)
+        self._line_end = self._tokenizer.encode("\n", add_special_tokens=False).ids
+
+    def _encode_parts_of_a_text(self) -> None:
+        """Have each turn encoded to what it becomes within its conversation, with offsets that cover all of it."""
         self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_truncation()
-        self._line_end = self._tokenizer.encode("\n", add_special_tokens=False).ids
+        self._tokenizer.no_padding()
+        self._tokenizer.post_processor = None  # some cut white space out of the offsets
+        own = self._tokenizer.pre_tokenizer
+        parts: Any = own if isinstance(own, pre_tokenizers.Sequence) else [own]
+        for part in parts:
+            # `first` marks the first word of a whole text; a conversation begins with a special token, which has none
+            if isinstance(part, pre_tokenizers.Metaspace) and part.prepend_scheme == "first":
+                part.prepend_scheme = "never"
 
     def _special(self, token: str) -> int:
         number = self._tokenizer.token_to_id(token)
         if number is None:
             raise InvalidSpecError(f"this tokenizer has no {token}, which the chat template needs", "model.tokenizer")
+        self._tokenizer.add_special_tokens([token])  # in some it is an added one only, which text is searched for
+        if number in self._tokenizer.encode(token, add_special_tokens=False).ids:
+            raise InvalidSpecError(f"this tokenizer cannot tell {token} from the same text in a row", "model.tokenizer")
         return int(number)
 
     def render(self, conversations: Sequence[Conversation]) -> list[TokenisedConversation]:

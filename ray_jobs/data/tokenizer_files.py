@@ -1,26 +1,34 @@
 """The tokenizer directory of a corpus: trained on its text, or copied from where the spec says.
 
-Either way it gets the chat template that the data was rendered with, so that a prompt at inference looks as it did in
-training.
+Either way it gets the chat template that the data was rendered with, and that template's tokens as beginning and end of
+a text, so that a prompt at inference looks as it did in training, and an answer ends where training ended it.
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from fsspec.core import url_to_fs
+from transformers import PreTrainedTokenizerFast
 
+from ray_jobs.data.formats import Turn
 from ray_jobs.data.sources import digest
-from ray_jobs.data.tokenise import CHAT_TEMPLATE, ChatTokenizer, train_bpe
+from ray_jobs.data.tokenise import CHAT_TEMPLATE, END, START, ChatTokenizer, train_bpe
 from ray_jobs.run_directory import write_file
-from service.errors import SourceNotFoundError
+from service.errors import InvalidSpecError, SourceNotFoundError
 from service.spec.model import CheckpointBase, ModelSpec, PretrainedTokenizer, TrainedTokenizer
 
 _TOKENIZER_FILE = "tokenizer.json"
+_CONFIG_FILE = "tokenizer_config.json"
+_LEGACY_CONFIG_FILE = "special_tokens_map.json"
+"""Its tokens count for more than those of the config, where there is one."""
 _TEMPLATE_FILE = "chat_template.jinja"
+_PROBE = (Turn("system", "Be brief. "), Turn("user", "What is  2 + 2?\n"), Turn("assistant", ""), Turn("user", " x"))
+"""White space beside every special token, and no reply, for that may be encoded apart."""
 
 
 def tokenizer_identity(model: ModelSpec) -> dict[str, Any]:
@@ -44,7 +52,7 @@ def make_tokenizer(model: ModelSpec, texts: Iterable[str], url: str) -> None:
         url: directory to write.
 
     Raises:
-        InvalidSpecError: the given tokenizer lacks a token of the chat template.
+        InvalidSpecError: the given tokenizer lacks a token of the chat template, or cannot render it as the data is.
     """
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
@@ -55,9 +63,30 @@ def make_tokenizer(model: ModelSpec, texts: Iterable[str], url: str) -> None:
                 filesystem, path = url_to_fs(given)
                 (directory / path.rpartition("/")[2]).write_bytes(filesystem.cat_file(path))
             (directory / _TEMPLATE_FILE).write_text(CHAT_TEMPLATE)
-        ChatTokenizer(directory)
+            _set_ends(directory)
+        _require_agreement(directory)
         for file in sorted(directory.iterdir()):
             write_file(f"{url}/{file.name}", file.read_bytes())
+
+
+def _set_ends(directory: Path) -> None:
+    """Make the chat template's tokens the beginning and the end of a text, whatever the tokenizer's own were."""
+    for path in (directory / _CONFIG_FILE, directory / _LEGACY_CONFIG_FILE):
+        if path.exists() or path.name == _CONFIG_FILE:
+            document = json.loads(path.read_text()) if path.exists() else {}
+            path.write_text(json.dumps(document | {"bos_token": START, "eos_token": END}, indent=2) + "\n")
+
+
+def _require_agreement(directory: Path) -> None:
+    """Render a conversation as the data will be, and as whoever loads the tokenizer will."""
+    [rendered] = ChatTokenizer(directory).render([_PROBE])
+    loaded = PreTrainedTokenizerFast.from_pretrained(directory)
+    if rendered.tokens.tolist() != loaded.apply_chat_template([turn._asdict() for turn in _PROBE], return_dict=False):
+        raise InvalidSpecError(
+            "this tokenizer renders a conversation otherwise than turn by turn; "
+            f"give it a {START} and a {END} that leave the white space beside them alone",
+            "model.tokenizer",
+        )
 
 
 def _given_files(model: ModelSpec) -> list[str]:
@@ -70,4 +99,7 @@ def _given_files(model: ModelSpec) -> list[str]:
     filesystem, path = url_to_fs(directory.rstrip("/"))
     if not filesystem.isfile(f"{path}/{_TOKENIZER_FILE}"):
         raise SourceNotFoundError(f"no such file: {directory}/{_TOKENIZER_FILE}", field)
-    return [filesystem.unstrip_protocol(match) for match in sorted(filesystem.glob(f"{path}/*token*.json"))]
+    # not a glob: the directory's own name may hold any character
+    names = sorted(entry.rpartition("/")[2] for entry in filesystem.ls(path, detail=False))
+    mine = [name for name in names if "token" in name and name.endswith(".json")]
+    return [filesystem.unstrip_protocol(f"{path}/{name}") for name in mine]
