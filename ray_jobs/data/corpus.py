@@ -27,9 +27,10 @@ from ray_jobs.data.parquet_files import read_parquet
 from ray_jobs.data.sources import SourceFile, digest, find_files
 from ray_jobs.data.tokenizer_files import tokenizer_identity
 from ray_jobs.run_directory import write_file
+from service.errors import ConflictError
 from service.spec.job import JobSpec
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raised when this code would make other data of the same sources."""
 MANIFEST_FILE = "manifest.json"
 
@@ -64,16 +65,21 @@ def prepare_corpus(spec: JobSpec, prepared_url: str, progress: ProgressCallback)
     Raises:
         SourceNotFoundError: a source or the tokenizer is not there.
         InvalidSpecError: a file's format is unknown, its filesystem needs a package that is missing, or the tokenizer
-            lacks a token of the chat template.
+            lacks a token of the chat template or cannot render it as the data is.
         BadRowError: a row is no conversation and the spec says `fail`.
         EmptyDataError: nothing is left.
+        ConflictError: a source or the tokenizer changed meanwhile.
     """
     files = find_files(spec.data)
-    identity = _identity(spec, files, _digests(files, progress))
+    digests = _digests(files, "hash sources", progress)
+    identity = _identity(spec, files, digests)
     url = f"{prepared_url}/corpus-{identity}"
     if (manifest := read_manifest(url)) is not None:
         return Corpus(url, manifest, reused=True)
     manifest = {"hash": identity, **CorpusBuilder(spec, files, url, progress).build()}
+    _require_same(files, digests, _digests(files, "hash sources again", progress))
+    if _identity(spec, files, digests) != identity:
+        raise ConflictError("the tokenizer changed while it was read: start again", "model.tokenizer")
     write_manifest(url, manifest)
     return Corpus(url, manifest, reused=False)
 
@@ -105,15 +111,21 @@ def _identity(spec: JobSpec, files: list[SourceFile], digests: list[str]) -> str
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def _require_same(files: list[SourceFile], before: list[str], after: list[str]) -> None:
+    for file, old, new in zip(files, before, after, strict=True):
+        if old != new:
+            raise ConflictError(f"{file.url} changed while it was read: start again", f"data.sources.{file.source}.uri")
+
+
 @ray.remote  # type: ignore[untyped-decorator]
 def _digest_task(url: str) -> str:
     return digest(url)
 
 
-def _digests(files: list[SourceFile], progress: ProgressCallback) -> list[str]:
+def _digests(files: list[SourceFile], task: str, progress: ProgressCallback) -> list[str]:
     pending = [_digest_task.remote(file.url) for file in files]
     digests: list[str] = []
     for result in pending:
         digests.append(ray.get(result))
-        progress("hash sources", len(digests), len(files), "files")
+        progress(task, len(digests), len(files), "files")
     return digests

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cache
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from ray_jobs.data.dedup import Duplicate, find_duplicates
+from ray_jobs.data.dedup import Duplicate, candidates, find_duplicates
 from ray_jobs.data.minhash import jaccard, shingles
 from ray_jobs.data.parquet_files import parquet_writer, read_parquet
 from ray_jobs.data.sources import SourceFile
@@ -124,16 +125,18 @@ class CorpusBuilder:
         dedup = self._spec.data.dedup
         if dedup is None:
             return []
-        texts = _Texts(self._conversations_url, keys)
+        self._progress("deduplicate", 0, len(keys), "conversations")
+        content_hashes = keys["content_hash"].to_pylist()
+        band_keys = np.stack([np.frombuffer(row, dtype=np.uint64) for row in keys["band_keys"].to_pylist()])
+        texts = self._texts(keys, candidates(content_hashes, band_keys).tolist())
 
         @cache
         def shingles_of(index: int) -> set[str]:
             return shingles(texts[index], dedup.shingle_words)
 
-        self._progress("deduplicate", 0, len(keys), "conversations")
         duplicates = find_duplicates(
-            keys["content_hash"].to_pylist(),
-            np.stack([np.frombuffer(row, dtype=np.uint64) for row in keys["band_keys"].to_pylist()]),
+            content_hashes,
+            band_keys,
             keys["completion_chars"].to_pylist(),
             lambda first, second: jaccard(shingles_of(first), shingles_of(second)),
             dedup.threshold,
@@ -143,9 +146,8 @@ class CorpusBuilder:
 
     def _make_tokenizer(self, keys: pa.Table, kept: np.ndarray) -> None:
         self._progress("tokenizer", 0, 1, "tokenizers")
-        texts = _Texts(self._conversations_url, keys)
-        kept_texts = (texts[index] for index in np.flatnonzero(kept).tolist())
-        make_tokenizer(self._spec.model, kept_texts, f"{self._url}/tokenizer")
+        texts = (text for _, text in self._read_texts(keys, np.flatnonzero(kept).tolist()))
+        make_tokenizer(self._spec.model, texts, f"{self._url}/tokenizer")
         self._progress("tokenizer", 1, 1, "tokenizers")
 
     def _tokenise(self, keys: pa.Table, kept: np.ndarray) -> pa.Table:
@@ -197,8 +199,8 @@ class CorpusBuilder:
 
     def _show(self, keys: pa.Table, duplicates: list[Duplicate]) -> list[dict[str, Any]]:
         """A few duplicates for the reader's eye, near ones first: they are the ones to doubt."""
-        texts = _Texts(self._conversations_url, keys)
         picked = sorted(duplicates, key=lambda duplicate: duplicate.kind == "exact")[:_MAX_DUPLICATES_SHOWN]
+        texts = self._texts(keys, sorted({index for pair in picked for index in (pair.dropped, pair.kept)}))
         return [
             {
                 "kind": duplicate.kind,
@@ -209,25 +211,21 @@ class CorpusBuilder:
             for duplicate in picked
         ]
 
+    def _texts(self, keys: pa.Table, indices: Sequence[int]) -> dict[int, str]:
+        return dict(self._read_texts(keys, indices))
+
+    def _read_texts(self, keys: pa.Table, indices: Sequence[int]) -> Iterator[tuple[int, str]]:
+        """Some conversations' index and text, in order of a sorted index: one part at a time is in memory."""
+        places = keys.select(["file", "position"]).take(pa.array(indices, pa.int64())).to_pydict()
+        lines = zip(indices, places["file"], places["position"], strict=True)
+        for file, mine in groupby(lines, key=lambda line: line[1]):
+            part = read_parquet(part_url(self._conversations_url, file), ["roles", "contents"])
+            for index, _, position in mine:
+                [conversation] = read_conversations(part.slice(position, 1))
+                yield index, conversation_text(conversation)
+
 
 def _assert_every_row_is_accounted_for(line: dict[str, Any]) -> None:
     accounted = sum(line[name] for name in ("rows_rejected", "exact_duplicates", "near_duplicates", "rows_kept"))
     if line["rows_read"] != accounted:
         raise AssertionError(f"rows of source {line['name']!r} were lost: {line}")
-
-
-class _Texts:
-    """Text of conversations by index, read part by part when first asked for."""
-
-    def __init__(self, conversations_url: str, keys: pa.Table) -> None:
-        self._url = conversations_url
-        self._files: list[int] = keys["file"].to_pylist()
-        self._positions: list[int] = keys["position"].to_pylist()
-        self._parts: dict[int, pa.Table] = {}
-
-    def __getitem__(self, index: int) -> str:
-        file = self._files[index]
-        if file not in self._parts:
-            self._parts[file] = read_parquet(part_url(self._url, file), ["roles", "contents"])
-        [conversation] = read_conversations(self._parts[file].slice(self._positions[index], 1))
-        return conversation_text(conversation)

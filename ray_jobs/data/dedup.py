@@ -7,7 +7,7 @@ connection; of each the conversation with the longest completion stays, then the
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,30 +60,73 @@ def find_duplicates(
         content_hashes: of N conversations; equal hashes are exact duplicates.
         band_keys: uint64 [N, bands].
         completion_lengths: what makes a cluster's best: the longest.
-        similarity: exact similarity of two conversations by index; called for candidates only.
+        similarity: exact similarity of two conversations by index; called for `candidates` only.
         threshold: at which two conversations count as one.
     """
-    size = len(content_hashes)
-    clusters = _Clusters(size)
-    first_with: dict[bytes, int] = {}
-    for index, content_hash in enumerate(content_hashes):
-        clusters.join(first_with.setdefault(content_hash, index), index)
-    distinct = np.array(sorted(first_with.values()), dtype=np.int64)
-    for first, second in _candidates(band_keys, distinct):
-        if clusters.root(first) != clusters.root(second) and similarity(first, second) >= threshold:
-            clusters.join(first, second)
-    return _drop_all_but_the_best(clusters, content_hashes, completion_lengths, similarity)
+    clusters = _Clusters(len(content_hashes))
+    first_copy = _first_copies(content_hashes)
+    for index, first in enumerate(first_copy):
+        clusters.join(first, index)
+
+    def is_near(first: int, second: int) -> bool:
+        return similarity(first, second) >= threshold
+
+    for bucket in _buckets(band_keys, candidates(content_hashes, band_keys)):
+        _join_bucket(clusters, bucket, is_near)
+    return _drop_all_but_the_best(
+        clusters,
+        content_hashes,
+        completion_lengths,
+        lambda first, second: similarity(first_copy[first], first_copy[second]),
+    )
 
 
-def _candidates(band_keys: np.ndarray, distinct: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Pairs of distinct conversations that share a band, as many times as they share one."""
+def candidates(content_hashes: Sequence[bytes], band_keys: np.ndarray) -> np.ndarray:
+    """Conversations whose text must be compared: those that share a band with other content, one of each content.
+
+    Args:
+        content_hashes: of N conversations.
+        band_keys: uint64 [N, bands].
+
+    Returns:
+        int64, sorted indices.
+    """
+    distinct = np.unique(np.array(_first_copies(content_hashes), dtype=np.int64))
+    shares_band = np.zeros(len(distinct), dtype=bool)
     for keys in band_keys[distinct].T:
+        _, value, count = np.unique(keys, return_inverse=True, return_counts=True)
+        shares_band |= count[value] > 1
+    return distinct[shares_band]
+
+
+def _first_copies(content_hashes: Sequence[bytes]) -> list[int]:
+    first_with: dict[bytes, int] = {}
+    return [first_with.setdefault(content_hash, index) for index, content_hash in enumerate(content_hashes)]
+
+
+def _buckets(band_keys: np.ndarray, indices: np.ndarray) -> Iterator[list[int]]:
+    """Conversations that share a band, for each band."""
+    for keys in band_keys[indices].T:
         order = np.argsort(keys, kind="stable")
         borders = np.flatnonzero(np.diff(keys[order])) + 1
-        for bucket in np.split(distinct[order], borders):
-            members = bucket.tolist()
-            for position, second in enumerate(members[1:], 1):
-                yield from ((first, second) for first in members[:position])
+        yield from (bucket.tolist() for bucket in np.split(indices[order], borders))
+
+
+def _join_bucket(clusters: _Clusters, bucket: Iterable[int], is_near: Callable[[int, int], bool]) -> None:
+    """Join the clusters of all near pairs of a bucket.
+
+    Members are kept by cluster, and one that comes is compared with the clusters that it is not in, each until a near
+    member is found. So N conversations that are all near cost N comparisons, not N^2.
+    """
+    members: dict[int, list[int]] = {}
+    for index in bucket:
+        root = clusters.root(index)
+        members.setdefault(root, []).append(index)
+        for other in [other for other in members if other != root]:
+            if any(is_near(member, index) for member in members[other]):
+                clusters.join(other, root)
+                members[other] += members.pop(root)
+                root = other
 
 
 def _drop_all_but_the_best(

@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 _MIN_CONVERSATIONS_TO_HOLD_OUT = 20
+"""Copies of one count once."""
 
 
 def held_out(content_hashes: Sequence[bytes], categories: Sequence[str], fraction: float, seed: int) -> np.ndarray:
     """Which conversations to keep from training.
 
     A conversation's lot depends on its content and the seed alone, so adding other data does not move it from one side
-    to the other.
+    to the other, and copies stay together.
 
     Args:
         content_hashes: of N conversations.
@@ -23,16 +24,17 @@ def held_out(content_hashes: Sequence[bytes], categories: Sequence[str], fractio
         seed: of the draw.
 
     Returns:
-        bool [N]; at least one of every category that has 20 conversations or more, unless the fraction is 0.
+        bool [N]; at least one of every category that has 20 different conversations or more, unless the fraction is 0.
     """
     lots = np.array([_lot(content_hash, seed) for content_hash in content_hashes])
     chosen = lots < fraction
     if fraction > 0:
         names = np.array(categories)
         for category in sorted(set(categories)):
-            members = np.flatnonzero(names == category)
-            if len(members) >= _MIN_CONVERSATIONS_TO_HOLD_OUT and not chosen[members].any():
-                chosen[members[np.argmin(lots[members])]] = True
+            is_member = names == category
+            drawn = np.unique(lots[is_member])
+            if len(drawn) >= _MIN_CONVERSATIONS_TO_HOLD_OUT and not chosen[is_member].any():
+                chosen |= lots == drawn[0]
     return chosen
 
 

@@ -50,14 +50,21 @@ class PackedRows:
 
     Args:
         url: a directory on any filesystem that fsspec knows.
+
+    Raises:
+        FileNotFoundError: there is no shard; a set of no rows is one shard without any.
     """
 
     def __init__(self, url: str) -> None:
         self._filesystem, directory = url_to_fs(url)
+        # not a glob: the directory's own name may hold any character
+        shards = sorted(path for path in self._filesystem.ls(directory, detail=False) if path.endswith(".parquet"))
+        if not shards:
+            raise FileNotFoundError(f"no packed rows in {url}")
         self._files: dict[str, pq.ParquetFile] = {}
         self._groups: list[tuple[str, int]] = []
         starts = [0]
-        for path in sorted(self._filesystem.glob(f"{directory}/*.parquet")):
+        for path in shards:
             metadata = self._file(path).metadata
             for group in range(metadata.num_row_groups):
                 self._groups.append((path, group))

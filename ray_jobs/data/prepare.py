@@ -27,7 +27,7 @@ from ray_jobs.data.shards import Document, write_shard
 from service.errors import EmptyDataError
 from service.spec.job import JobSpec
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised when this code would pack the same corpus otherwise."""
 _ROWS_PER_SHARD = 4096
 _VERSIONS = ("datasketch", "numpy", "pyarrow", "ray", "tokenizers")
@@ -162,10 +162,10 @@ class _Packer:
         return mixed
 
     def _write(self, chosen: np.ndarray, name: str) -> _Written:
-        """Pack the chosen documents and write their rows, one Ray task a shard."""
+        """Pack the chosen documents and write their rows, one Ray task a shard; an empty shard where there are none."""
         lengths = self._length[chosen]
         rows = pack(lengths, self._spec.data.sequence_length)
-        shards = [rows[start : start + _ROWS_PER_SHARD] for start in range(0, len(rows), _ROWS_PER_SHARD)]
+        shards = [rows[start : start + _ROWS_PER_SHARD] for start in range(0, len(rows) or 1, _ROWS_PER_SHARD)]
         pending = [
             write_shard.remote(
                 [[self._document(chosen[document]) for document in row] for row in shard],

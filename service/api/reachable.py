@@ -33,5 +33,5 @@ def _require_file(url: str, field: str) -> None:
     if not url.startswith(("file://", "/")):
         return
     filesystem, path = url_to_fs(url)
-    if not any(filesystem.isfile(match) for match in filesystem.glob(path)):
+    if not filesystem.isfile(path) and not any(filesystem.isfile(match) for match in filesystem.glob(path)):
         raise SourceNotFoundError(f"no such file: {path}", field)

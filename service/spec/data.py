@@ -58,7 +58,7 @@ class DataSpec(SpecModel):
     """Raw data and the way to packed rows."""
 
     sources: tuple[SourceSpec, ...]
-    """What to read; on equal similarity the earlier source's row is kept."""
+    """What to read; of duplicates the longest completion is kept, then the row of the earlier source."""
     on_bad_row: Literal["fail", "skip"] = "fail"
     """A malformed row stops the job, or is left out, counted and listed."""
     dedup: DedupSpec | None = DedupSpec()

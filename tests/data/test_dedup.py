@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from datasketch import MinHash
 
-from ray_jobs.data.dedup import Duplicate, find_duplicates
+from ray_jobs.data.dedup import Duplicate, _Clusters, candidates, find_duplicates
 from ray_jobs.data.minhash import band_keys, bands_and_rows, jaccard, shingles
 from service.spec.data import DedupSpec
 
@@ -101,6 +101,69 @@ def test_candidates_below_the_threshold_stay_apart() -> None:
     keys = np.zeros((2, 4), dtype=np.uint64)
     assert find_duplicates([b"a", b"b"], keys, [1, 1], lambda *_: 0.69, 0.7) == []
     assert len(find_duplicates([b"a", b"b"], keys, [1, 1], lambda *_: 0.70, 0.7)) == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_clusters_are_the_connected_components_of_any_near_pairs(seed: int) -> None:
+    """Pairs near by chance and buckets by chance, so that clusters grow together in every way."""
+    rng = np.random.default_rng(seed)
+    size = 40
+    hashes = [bytes([value]) for value in rng.integers(0, 36, size)]
+    keys = rng.integers(0, 8, (size, 3)).astype(np.uint64)
+    keys = keys[[hashes.index(content_hash) for content_hash in hashes]]
+    near_contents = np.triu(rng.random((36, 36)) < 0.15)
+    contents = [content_hash[0] for content_hash in hashes]
+    near = (near_contents | near_contents.T)[np.ix_(contents, contents)]
+    duplicates = find_duplicates(hashes, keys, [1] * size, lambda a, b: float(near[a, b]), 0.5)
+    joined = near & (keys[:, None] == keys[None]).any(axis=2)
+    joined |= np.equal.outer(contents, contents)
+    for _ in range(6):
+        joined = joined @ joined
+    expected = {frozenset(np.flatnonzero(row).tolist()) for row in joined}
+    assert 3 < len(expected) < size - 5
+    assert clusters_of(duplicates, size) == expected
+
+
+def test_many_near_copies_take_comparisons_in_proportion() -> None:
+    """Two templates, each filled in 1,500 times: one comparison joins a row, one more tells how near it was."""
+    templates = [WORDS[:100], WORDS[100:200]]
+    texts = [" ".join([f"name{number}", *templates[number % 2]]) for number in range(3000)]
+    sets = [shingles(text, SPEC.shingle_words) for text in texts]
+    calls = 0
+
+    def similarity(first: int, second: int) -> float:
+        nonlocal calls
+        calls += 1
+        return jaccard(sets[first], sets[second])
+
+    hashes = [text.encode() for text in texts]
+    duplicates = find_duplicates(hashes, band_keys(texts, SPEC), [1] * len(texts), similarity, SPEC.threshold)
+    assert [duplicate.kept for duplicate in duplicates] == [number % 2 for number in range(2, 3000)]
+    assert calls == 2 * len(duplicates)
+
+
+def test_a_pair_that_shares_a_cluster_is_not_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even to see that it does: 2,000 rows have two million pairs, and share most of 25 bands."""
+    roots = 0
+    root = _Clusters.root
+
+    def counted(clusters: _Clusters, index: int) -> int:
+        nonlocal roots
+        roots += 1
+        return root(clusters, index)
+
+    monkeypatch.setattr(_Clusters, "root", counted)
+    size, num_bands = 2000, 25
+    keys = np.zeros((size, num_bands), dtype=np.uint64)
+    hashes = [number.to_bytes(4, "little") for number in range(size)]
+    assert len(find_duplicates(hashes, keys, [1] * size, lambda *_: 1.0, 0.7)) == size - 1
+    assert roots < 3 * size * num_bands
+
+
+def test_candidates_are_one_of_each_content_that_shares_a_band() -> None:
+    keys = np.array([[1, 1], [2, 2], [1, 1], [3, 2], [4, 4], [4, 4]], dtype=np.uint64)
+    assert candidates([b"a", b"b", b"a", b"c", b"d", b"d"], keys).tolist() == [1, 3]
+    assert candidates([], np.zeros((0, 2), dtype=np.uint64)).tolist() == []
 
 
 def test_numbers_that_differ_make_texts_differ() -> None:

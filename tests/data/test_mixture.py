@@ -31,6 +31,14 @@ def test_a_category_of_twenty_gives_at_least_one(size: int, expected: int) -> No
     assert split.sum() == expected
 
 
+def test_copies_stay_on_one_side() -> None:
+    names = [str(number) for number in range(20)]
+    copies = hashes(names * 2 + names[:10])
+    split = held_out(copies, ["a"] * 40 + ["b"] * 10, 1e-9, seed=2)
+    assert split.sum() == copies.count(copies[np.argmax(split)]) == 3, "in another category too"
+    assert not held_out(hashes(["same"] * 90), ["a"] * 90, 1e-9, seed=0).any(), "something is left to train on"
+
+
 def test_nothing_is_held_out_at_fraction_zero() -> None:
     assert not held_out(hashes([str(number) for number in range(90)]), ["a"] * 90, 0.0, seed=0).any()
 

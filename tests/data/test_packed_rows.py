@@ -70,8 +70,22 @@ def test_an_index_out_of_range_is_refused(tmp_path: Path) -> None:
             PackedRows(str(tmp_path))[index]
 
 
-def test_an_empty_directory_holds_no_rows(tmp_path: Path) -> None:
-    assert len(PackedRows(str(tmp_path / "none"))) == 0
+def test_a_directory_may_have_any_name(tmp_path: Path) -> None:
+    directory = tmp_path / "[a-z]*? {1}"
+    expected = write_shards(directory, [2])
+    rows = PackedRows(str(directory))
+    assert len(rows) == 2
+    assert_same(rows[1], expected[1])
+
+
+def test_an_empty_shard_holds_no_rows_and_a_missing_one_is_an_error(tmp_path: Path) -> None:
+    write_shards(tmp_path / "held_out", [0])
+    assert len(PackedRows(str(tmp_path / "held_out"))) == 0
+    with pytest.raises(FileNotFoundError):
+        PackedRows(str(tmp_path / "none"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no packed rows in .*/empty"):
+        PackedRows(str(tmp_path / "empty"))
 
 
 def test_a_file_that_is_not_finished_does_not_appear(tmp_path: Path) -> None:

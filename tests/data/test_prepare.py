@@ -6,17 +6,21 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import ray
 
+from ray_jobs.data.corpus_builder import CorpusBuilder
 from ray_jobs.data.packed_rows import PackedRow, PackedRows
+from ray_jobs.data.parquet_files import read_parquet
 from ray_jobs.data.prepare import PreparedData, prepare
-from service.errors import BadRowError, EmptyDataError, InvalidSpecError, SourceNotFoundError
+from service.errors import BadRowError, ConflictError, EmptyDataError, InvalidSpecError, SourceNotFoundError
 from service.spec.job import JobSpec
 
 pytestmark = [
@@ -190,18 +194,19 @@ def test_bytes_do_not_depend_on_place_and_a_torn_directory_is_made_again(
         shutil.copy(path, moved)
     for source in document["data"]["sources"]:
         source["uri"] = source["uri"].replace(str(tmp_path), str(moved))
-    second = run(document, tmp_path / "two")
+    second = run(document, tmp_path / "two[1]-*")
     assert second.manifest["hash"] == first.manifest["hash"]
+    assert len(rows_of(second, "train")) == second.manifest["packing"]["rows"] > 0
     expected = digests(tmp_path / "one")
     assert len(expected) == 13, "3 parts twice, 3 of the tokenizer, index, rejected rows, 2 shards"
-    assert digests(tmp_path / "two") == expected
-    for directory in (tmp_path / "two").iterdir():
+    assert digests(tmp_path / "two[1]-*") == expected
+    for directory in (tmp_path / "two[1]-*").iterdir():
         (directory / "manifest.json").unlink()
-    (tmp_path / "two" / Path(second.url).name / "train" / "shard-00000.parquet").write_bytes(b"torn")
-    third = run(document, tmp_path / "two")
+    (tmp_path / "two[1]-*" / Path(second.url).name / "train" / "shard-00000.parquet").write_bytes(b"torn")
+    third = run(document, tmp_path / "two[1]-*")
     assert not third.reused
     assert third.manifest == second.manifest
-    assert digests(tmp_path / "two") == expected
+    assert digests(tmp_path / "two[1]-*") == expected
 
 
 def test_two_jobs_that_prepare_the_same_at_once_do_not_disturb_each_other(
@@ -224,6 +229,62 @@ def test_a_changed_source_is_another_corpus(document: dict[str, Any], tmp_path: 
     assert not second.reused
     assert second.tokenizer_url != first.tokenizer_url
     assert second.manifest["sources"][1]["rows_kept"] == 61
+
+
+def test_a_file_that_changes_while_it_is_read_fails_and_is_not_kept(document: dict[str, Any], tmp_path: Path) -> None:
+    def change(name: str, after: str) -> Callable[..., None]:
+        def progress(task: str, done: int, total: int | None, _: str) -> None:
+            if task == after and done == total:
+                (tmp_path / name).write_text((tmp_path / name).read_text() + "\n")
+
+        return progress
+
+    spec, root = JobSpec.model_validate(document), tmp_path / "prepared"
+    with pytest.raises(ConflictError, match=r"chat\.jsonl changed while it was read") as caught:
+        prepare(spec, str(root), change("chat.jsonl", after="hash sources"))
+    assert caught.value.field == "data.sources.1.uri"
+    assert list(root.rglob("manifest.json")) == []
+    shutil.copytree(run(document, root).tokenizer_url, tmp_path / "tokenizer")
+    document["model"]["tokenizer"] = {"kind": "pretrained", "path": str(tmp_path / "tokenizer")}
+    with pytest.raises(ConflictError, match="the tokenizer changed") as caught:
+        prepare(JobSpec.model_validate(document), str(root), change("tokenizer/tokenizer.json", after="tokenizer"))
+    assert caught.value.field == "model.tokenizer"
+
+
+def test_text_of_one_part_at_a_time_is_read_for_the_tokenizer(
+    document: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: list[weakref.ref[pa.Table]] = []
+    alive: list[int] = []
+
+    def counted(url: str, columns: Sequence[str] | None = None) -> pa.Table:
+        table = read_parquet(url, columns)
+        parts.append(weakref.ref(table))
+        alive.append(sum(part() is not None for part in parts))
+        return table
+
+    monkeypatch.setattr("ray_jobs.data.corpus_builder.read_parquet", counted)
+    document["data"]["dedup"] = None
+    run(document, tmp_path / "prepared")
+    assert len(parts) == 3, "each part is read once"
+    assert max(alive) <= 2, "the one that is read and the one before it"
+
+
+def test_the_driver_reads_text_of_duplicate_candidates_only(
+    document: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    read_texts = CorpusBuilder._read_texts
+
+    def counted(builder: CorpusBuilder, keys: pa.Table, indices: Sequence[int]) -> Iterator[tuple[int, str]]:
+        read.append(len(indices))
+        return read_texts(builder, keys, indices)
+
+    monkeypatch.setattr(CorpusBuilder, "_read_texts", counted)
+    run(document, tmp_path / "prepared")
+    candidates, tokenizer, shown = read
+    assert candidates == 20, "ten near pairs; copies need no look"
+    assert (tokenizer, shown) == (120, 10)
 
 
 BAD_ROWS = ["{", {"prompt": "a"}, {"prompt": "a", "completion": None}, [1], {"prompt": "a", "completion": "\ud800"}]
