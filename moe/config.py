@@ -6,7 +6,7 @@ published Arctic `config.json`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 _HF_NAMES = {
@@ -36,6 +36,9 @@ _HF_FIXED = {
     "attention_bias": False,
 }
 """Keys of `config.json` that this package supports at one value only."""
+
+_HF_NULL = ("rope_scaling", "rope_parameters", "sliding_window")
+"""Keys that change the attention in ways that this package does not compute, unless they are absent or null."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +101,6 @@ class MoEConfig:
         """Weights of one token's forward pass, as Arctic's 17.29B counts them: embeddings whole, gates (0.03B) not."""
         return self.num_dense_params() + self.num_layers * self.top_k * self.num_expert_params
 
-    def with_vocab_size(self, vocab_size: int) -> MoEConfig:
-        """The same architecture for another tokenizer."""
-        return replace(self, vocab_size=vocab_size)
-
     def to_hf(self) -> dict[str, Any]:
         """The published form: the content of `config.json`."""
         return _HF_FIXED | {key: getattr(self, name) for name, key in _HF_NAMES.items()}
@@ -116,6 +115,9 @@ class MoEConfig:
         for key, supported in _HF_FIXED.items():
             if key in document and document[key] != supported:
                 raise ValueError(f"config.json: {key} is {document[key]!r}, only {supported!r} is supported")
+        for key in _HF_NULL:
+            if document.get(key) is not None:
+                raise ValueError(f"config.json: {key} is {document[key]!r}, only null is supported")
         missing = [key for key in _HF_NAMES.values() if key not in document and key in _REQUIRED_HF_KEYS]
         if missing:
             raise ValueError(f"config.json has no {missing[0]!r}")

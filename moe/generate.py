@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
 from moe.attention import Documents, LayerCache
+from moe.dispatch import ExpertParallel
 from moe.model import HybridModel, PackedBatch
 
 
@@ -32,9 +35,20 @@ def generate(model: HybridModel, prompt: list[int], max_new_tokens: int, stop_to
         positions_T = torch.arange(start, start + len(tokens), device=device)
         batch = PackedBatch(torch.tensor(tokens, device=device), Documents((len(tokens),), positions_T), (len(tokens),))
         hidden_TD, _ = model(batch, caches)
-        token = int(model.lm_head(hidden_TD[-1]).argmax())
+        token = _agreed(model.lm_head(hidden_TD[-1]).argmax(), model.parallel)
         if token == stop_token:
             break
         answer.append(token)
         tokens = [token]
     return answer
+
+
+def _agreed(token: Tensor, parallel: ExpertParallel) -> int:
+    """The choice of the group's first process.
+
+    The processes' hidden states differ in the last bits, so a near-tie can fall differently; one that stops earlier
+    than the others would leave them waiting for its experts.
+    """
+    if parallel.group is not None:
+        dist.broadcast(token, group=parallel.group, group_src=0)
+    return int(token)

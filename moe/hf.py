@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -48,14 +49,24 @@ def read_config(directory: Path) -> MoEConfig:
         FileNotFoundError: there is no `config.json`.
         ValueError: it describes what this package does not compute.
     """
-    document = json.loads((directory / CONFIG_FILE).read_text())
-    return MoEConfig.from_hf(document)
+    return MoEConfig.from_hf(_read_object(directory / CONFIG_FILE))
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise ValueError(f"{path}: not a JSON object")  # noqa: TRY004  the file's fault, not the caller's
+    return document
 
 
 def load_checkpoint(model: HybridModel, directory: Path) -> None:
     """Fill the weights in place, cast to the model's dtype.
 
     Raises:
+        FileNotFoundError: a file that the index names is missing.
         ValueError: a tensor is missing, unknown or of another shape; the message names it and its file.
     """
     files = _shard_of_key(directory)
@@ -69,7 +80,10 @@ def load_checkpoint(model: HybridModel, directory: Path) -> None:
         wanted.setdefault(files[key], []).append((key, tensor))
     for file, tensors in wanted.items():
         with _open(directory / file) as shard:
+            held = set(shard.keys())
             for key, tensor in tensors:
+                if key not in held:
+                    raise ValueError(f"{directory / file}: no tensor {key}")
                 _copy(shard.get_tensor(key), tensor, f"{directory / file}: {key}")
 
 
@@ -101,7 +115,10 @@ def _open(path: Path):  # type: ignore[no-untyped-def]
 def _shard_of_key(directory: Path) -> dict[str, str]:
     index = directory / INDEX_FILE
     if index.exists():
-        weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        document = _read_object(index)
+        if "weight_map" not in document:
+            raise ValueError(f"{index}: no weight_map")
+        weight_map: dict[str, str] = document["weight_map"]
         return weight_map
     shards = sorted(directory.glob("*.safetensors"))
     if not shards:

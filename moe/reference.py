@@ -81,7 +81,7 @@ def _moe(config: MoEConfig, w: dict[str, Tensor], x: Tensor) -> Tensor:
     rows = []
     for token in x:
         probabilities = torch.softmax(w["block_sparse_moe.gate.weight"] @ token, 0)
-        chosen = sorted(range(config.num_experts), key=lambda expert: -float(probabilities[expert]))[: config.top_k]
+        chosen = sorted(range(config.num_experts), key=lambda expert: -probabilities[expert].item())[: config.top_k]
         total = sum(probabilities[expert] for expert in chosen)
         outputs = [
             probabilities[expert] / total * _mlp(token, w, f"block_sparse_moe.experts.{expert}") for expert in chosen

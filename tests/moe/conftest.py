@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from moe.config import MoEConfig
+from moe.dispatch import ExpertParallel
 from moe.hf import checkpoint_slices
 from moe.init import initialize
 from moe.model import HybridModel
@@ -19,9 +20,9 @@ TINY = MoEConfig(
 )
 
 
-def tiny_model() -> HybridModel:
+def tiny_model(parallel: ExpertParallel | None = None) -> HybridModel:
     """Weights ten times the usual, so that every part of the layer matters to the logits."""
-    model = HybridModel(TINY)
+    model = HybridModel(TINY, parallel)
     initialize(model, seed=0)
     with torch.no_grad():
         for key, tensor in checkpoint_slices(model):

@@ -35,6 +35,13 @@ def test_unsupported_and_missing_keys_are_named() -> None:
     document = PRESETS["quickstart"].to_hf()
     with pytest.raises(ValueError, match="hidden_act is 'gelu'"):
         MoEConfig.from_hf(document | {"hidden_act": "gelu"})
+    assert MoEConfig.from_hf(document | {"rope_scaling": None, "sliding_window": None}) == PRESETS["quickstart"]
+    with pytest.raises(ValueError, match="rope_scaling is"):
+        MoEConfig.from_hf(document | {"rope_scaling": {"type": "linear", "factor": 2.0}})
+    with pytest.raises(ValueError, match="rope_parameters is"):
+        MoEConfig.from_hf(document | {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}})
+    with pytest.raises(ValueError, match="sliding_window is 4096"):
+        MoEConfig.from_hf(document | {"sliding_window": 4096})
     del document["num_local_experts"]
     with pytest.raises(ValueError, match="num_local_experts"):
         MoEConfig.from_hf(document)

@@ -13,7 +13,7 @@ import moe.model
 from moe.attention import Documents
 from moe.balance import layer_balance
 from moe.hf import checkpoint_slices
-from moe.model import HybridLayer, HybridModel, PackedBatch
+from moe.model import HybridLayer, HybridModel, PackedBatch, RMSNorm
 from moe.reference import reference_balance_loss, reference_logits
 from moe.router import Router, Routing
 from tests.moe.conftest import TINY
@@ -106,6 +106,78 @@ def test_parity_notices(
 ) -> None:
     mutate(monkeypatch)
     assert relative_error(model) > 100 * RELATIVE_TOLERANCE
+
+
+# A weight's gradient multiplies an activation by a signal that came back, and each has its share of rounding: the
+# forward pass up to the activation, the logits that the loss starts from, and a backward pass as long as the forward.
+GRADIENT_TOLERANCE = 3 * RELATIVE_TOLERANCE
+
+
+def gradient_errors(model: HybridModel) -> dict[str, float]:
+    """Distance of each published tensor's gradient from the oracle's, relative to its largest element."""
+    weights = {key: tensor.double().requires_grad_() for key, tensor in checkpoint_slices(model)}
+    parts = [reference_logits(TINY, weights, part.tolist()) for part in TOKENS.split(LENGTHS)]
+    torch.cat(parts).square().mean().backward()
+    logits(model).square().mean().backward()
+    for parameter in model.parameters():
+        parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    gradients = dict(checkpoint_slices(model))
+    assert gradients.keys() == weights.keys()
+    return {
+        key: float((gradients[key].double() - weight.grad).abs().max() / weight.grad.abs().max())
+        for key, weight in weights.items()
+        if weight.grad is not None
+    }
+
+
+def test_every_gradient_equals_the_oracles(model: HybridModel) -> None:
+    num_keys = sum(1 for _ in checkpoint_slices(model))
+    errors = gradient_errors(model)
+    assert len(errors) == num_keys
+    assert max(errors.values()) < GRADIENT_TOLERANCE, max(errors, key=lambda key: errors[key])
+
+
+def _route(weigh: Callable[[Tensor], Tensor]) -> Callable[[Router, Tensor], Routing]:
+    def forward(self: Router, x_TD: Tensor) -> Routing:
+        probabilities_TE = torch.softmax(self.gate(x_TD).float(), -1)
+        top_TK, experts_TK = probabilities_TE.topk(self.top_k, -1)
+        return Routing(probabilities_TE, experts_TK, weigh(top_TK))
+
+    return forward
+
+
+def _weights_detached(patch: pytest.MonkeyPatch) -> None:
+    """The router learns nothing from the loss, only to balance."""
+    patch.setattr(Router, "forward", _route(lambda top_TK: (top_TK / top_TK.sum(-1, keepdim=True)).detach()))
+
+
+def _sum_of_weights_detached(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Router, "forward", _route(lambda top_TK: top_TK / top_TK.sum(-1, keepdim=True).detach()))
+
+
+def _nothing_flows_through_the_experts(patch: pytest.MonkeyPatch) -> None:
+    dispatch = moe.model.dispatch
+    patch.setattr(moe.model, "dispatch", lambda x_TD, *rest: dispatch(x_TD.detach(), *rest))
+
+
+def _scale_of_norms_detached(patch: pytest.MonkeyPatch) -> None:
+    def forward(self: RMSNorm, x_TD: Tensor) -> Tensor:
+        scale_T1 = torch.rsqrt(x_TD.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * (x_TD * scale_T1.detach())
+
+    patch.setattr(RMSNorm, "forward", forward)
+
+
+@pytest.mark.parametrize(
+    "mutate",
+    [_weights_detached, _sum_of_weights_detached, _nothing_flows_through_the_experts, _scale_of_norms_detached],
+)
+def test_gradient_parity_notices_what_the_logits_do_not_show(
+    mutate: Callable[[pytest.MonkeyPatch], None], model: HybridModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mutate(monkeypatch)
+    assert relative_error(model) < RELATIVE_TOLERANCE
+    assert max(gradient_errors(model).values()) > 100 * GRADIENT_TOLERANCE
 
 
 def _gradients(model: HybridModel, run: Callable[[], Tensor]) -> dict[str, Tensor]:
