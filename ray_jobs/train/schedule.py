@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 
 from service.spec.train import TrainSpec
 
@@ -14,8 +15,8 @@ def num_steps(num_rows: int, spec: TrainSpec) -> int:
 
 
 def num_warmup_steps(total_steps: int, spec: TrainSpec) -> int:
-    """Steps of the linear rise, rounded up."""
-    return math.ceil(total_steps * spec.warmup_fraction)
+    """Steps of the linear rise, rounded up; in decimals, since 100 x 0.07 is 7.000000000000001 in binary."""
+    return math.ceil(total_steps * Decimal(str(spec.warmup_fraction)))
 
 
 def learning_rate(step: int, total_steps: int, spec: TrainSpec) -> float:

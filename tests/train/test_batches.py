@@ -7,6 +7,8 @@ import pytest
 
 from ray_jobs.data.packed_rows import PackedRow
 from ray_jobs.train.batches import RowOrder, collate, share_of_worker
+from ray_jobs.train.engine import TrainingStep
+from tests.moe.conftest import tiny_model
 
 
 @pytest.mark.parametrize("num_rows", [1, 7, 8, 30])
@@ -50,3 +52,14 @@ def test_empty_batch_weighs_nothing() -> None:
     batch = collate([None], ["code"], "cpu")
     assert (batch.weight, batch.num_tokens, batch.num_trained) == (0, 0, 0)
     assert len(batch.packed.tokens_T) == 1, "but still takes part in the collectives"
+
+
+def test_empty_batch_moves_no_weight_and_no_metric() -> None:
+    step = TrainingStep(tiny_model(), balance_loss_coefficient=0.01, num_categories=1)
+    loss, sums = step(collate([None], ["code"], "cpu"), 1.0, 1.0)
+    loss.backward()
+    assert loss.item() == 0
+    assert not sums.any()
+    for name, parameter in step.named_parameters():
+        assert parameter.grad is not None, f"{name}: DeepSpeed waits for every gradient"
+        assert not parameter.grad.any(), name

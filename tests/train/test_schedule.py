@@ -23,3 +23,8 @@ def test_steps_cover_every_row_of_every_epoch() -> None:
     assert num_steps(num_rows=10, spec=TrainSpec(global_batch_rows=8, epochs=2)) == 3
     assert num_steps(num_rows=10, spec=TrainSpec(global_batch_rows=8, epochs=2, max_steps=2)) == 2
     assert num_steps(num_rows=1, spec=TrainSpec()) == 1
+
+
+def test_warm_up_is_rounded_up_as_the_fraction_is_written() -> None:
+    steps = {fraction: num_warmup_steps(100, TrainSpec(warmup_fraction=fraction)) for fraction in (0, 0.07, 0.071, 1)}
+    assert steps == {0: 0, 0.07: 7, 0.071: 8, 1: 100}
