@@ -2,8 +2,8 @@
 
 Started by the control plane as `python -m ray_jobs.finetune --run-url URL --attempt N`, once per attempt. A killed
 driver is started again with the next attempt number and finds what the earlier one finished: prepared data by its
-content, training by its newest whole checkpoint. It tells the control plane nothing; it writes events, and a report at
-the end.
+content, training by its newest whole checkpoint, evaluations and export by their committed files. It tells the control
+plane nothing; it writes events, and a report at the end.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from transformers import PreTrainedTokenizerFast
 from ray_jobs.data.prepare import PreparedData, prepare
 from ray_jobs.report import build_report
 from ray_jobs.run_directory import EventWriter, RunDirectory, local_directory
+from ray_jobs.train.architecture import model_config
 from ray_jobs.train.loop import WorkerConfig
-from ray_jobs.train.trainer import newest_checkpoint, train
+from ray_jobs.train.trainer import train
 from service.errors import SleddogError
 from service.spec.job import JobSpec
 
@@ -56,10 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_job(run: RunDirectory, spec: JobSpec, events: EventWriter, attempt: int) -> None:
     """All stages of a job; Ray is connected."""
     prepared = _prepare(run, spec, events)
-    _train(run, spec, events, prepared, attempt)
     with local_directory(prepared.tokenizer_url) as tokenizer:
         vocab_size = len(PreTrainedTokenizerFast.from_pretrained(tokenizer))
-    report = run.write_report(build_report(run, spec, prepared, vocab_size))
+    config = model_config(spec, vocab_size)  # a base that cannot be trained ends the job before workers are placed
+    _train(run, spec, events, prepared, attempt)
+    report = run.write_report(build_report(run, spec, prepared, config))
     events.emit("job.finished", report=report)
 
 
@@ -90,7 +92,6 @@ def _train(run: RunDirectory, spec: JobSpec, events: EventWriter, prepared: Prep
         packed_url=prepared.url,
         tokenizer_url=prepared.tokenizer_url,
         categories=categories,
-        resume_from=newest_checkpoint(run),
     )
     train(run, spec, config)
 

@@ -10,43 +10,41 @@ from typing import Any
 
 from fsspec.core import url_to_fs
 
+from moe.config import MoEConfig
 from ray_jobs.data.prepare import PreparedData
 from ray_jobs.run_directory import RunDirectory
-from ray_jobs.train.architecture import model_config
-from ray_jobs.train.loop import EXPORT_FILE, HELD_OUT_FILE, SAMPLES_FILE
+from ray_jobs.train.export import EXPORT_FILE
+from ray_jobs.train.loop import HELD_OUT_FILE, SAMPLES_FILE
 from ray_jobs.train.schedule import num_warmup_steps
-from service.spec.event import EVENTS_DIRECTORY, Event
+from service.spec.event import EVENTS_DIRECTORY, STAGES, Event
 from service.spec.job import JobSpec
 
 
 def read_events(run: RunDirectory) -> list[Event]:
     """All events of a run, in order of writing."""
     filesystem, directory = url_to_fs(run.join(EVENTS_DIRECTORY))
-    lines = [
-        line
-        for path in sorted(filesystem.glob(f"{directory}/*.jsonl"))
-        for line in filesystem.cat_file(path).splitlines()
-    ]
+    filesystem.invalidate_cache(directory)
+    paths = sorted(path for path in filesystem.ls(directory, detail=False) if path.endswith(".jsonl"))
+    lines = [line for path in paths for line in filesystem.cat_file(path).splitlines()]
     return [Event.model_validate_json(line) for line in lines]
 
 
-def build_report(run: RunDirectory, spec: JobSpec, prepared: PreparedData, vocab_size: int) -> dict[str, Any]:
+def build_report(run: RunDirectory, spec: JobSpec, prepared: PreparedData, config: MoEConfig) -> dict[str, Any]:
     """All that a reader wants to know of a finished job.
 
     Args:
         run: holds events, evaluations and export.
         spec: the job's.
         prepared: the data it was trained on.
-        vocab_size: of the tokenizer.
+        config: the model's architecture.
     """
     events = read_events(run)
-    config = model_config(spec, vocab_size)
     held_out = {when: (run.read_json(HELD_OUT_FILE.format(when=when)) or {}).get("loss", {}) for when in _WHEN}
     return {
         "job_id": run.job_id,
         "name": spec.name,
         "outcome": "succeeded",
-        "stages": [{"stage": event.stage, **event.data} for event in events if event.type == "stage.finished"],
+        "stages": _stages(events),
         "data": prepared.manifest,
         "model": {
             "base": spec.model.base.model_dump(),
@@ -61,6 +59,25 @@ def build_report(run: RunDirectory, spec: JobSpec, prepared: PreparedData, vocab
 
 
 _WHEN = ("before", "after")
+
+
+def _stages(events: list[Event]) -> list[dict[str, Any]]:
+    """Each stage once, in order: how long the job needed for it, and what came out.
+
+    `duration_s` goes from the first time that the stage was started to the first time that it was finished, restarts
+    and waiting for room between them included. Later starts only find that it was done, so `reused` and `summary` are
+    those of the first finish: true means that another job's result served, or one of an attempt that ended unheard.
+    """
+    stages = []
+    for stage in STAGES:
+        started, finished = (
+            sorted((event for event in events if (event.type, event.stage) == (kind, stage)), key=lambda e: e.time)
+            for kind in ("stage.started", "stage.finished")
+        )
+        if finished:
+            duration_s = (finished[0].time - started[0].time).total_seconds()
+            stages.append({"stage": stage, **finished[0].data, "duration_s": duration_s})
+    return stages
 
 
 def _training(events: list[Event], spec: JobSpec) -> dict[str, Any]:

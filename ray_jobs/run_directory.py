@@ -4,16 +4,22 @@
                     events/*.jsonl       immutable numbered segments (`service.spec.event`)
                     checkpoints/         Ray Train's storage, a folder an attempt
                     evals/*.json         held-out loss and samples, before and after
-                    export/              the Hugging Face checkpoint; export.json beside it says that it was verified
+                    exports/             Hugging Face checkpoints, a folder a try
+                    export.json          which of them is whole and verified; none is before it says so
                     report.json          the outcome
     <root>/prepared/<hash>/              prepared data, shared by all jobs of this root
 
 Files appear whole or not at all: written beside their place, then moved; on object stores a put is atomic by itself.
+
+Two attempts can overlap for a while, so nothing that one has written is overwritten by an earlier one. Checkpoints and
+exports have folders of their own, and `export.json` gives way to no lower attempt. Evaluations need no such rule: all
+attempts would write the same.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 import threading
@@ -31,6 +37,10 @@ from fsspec.implementations.local import LocalFileSystem
 
 from service.spec.event import EVENTS_DIRECTORY, REPORT_FILE, SPEC_FILE, Event, EventType, Stage, segment_name
 from service.spec.job import JobSpec
+
+CHECKPOINTS_DIRECTORY = "checkpoints"
+
+_logger = logging.getLogger(__name__)
 
 
 def write_file(url: str, content: bytes) -> None:
@@ -99,7 +109,7 @@ class EventWriter:
     """Writes a process's events, in segments of at most `flush_interval_s` seconds.
 
     One writer per process; safe to use from several threads. Close it, or use it as a context manager: the last segment
-    is written then.
+    is written then. Events that could not be written stay queued for the next time.
 
     Args:
         run: the run directory.
@@ -126,7 +136,11 @@ class EventWriter:
             self._pending.append(event)
 
     def flush(self) -> None:
-        """Write what is queued."""
+        """Write what is queued.
+
+        Raises:
+            OSError: the run directory does not take it.
+        """
         with self._lock:
             if not self._pending:
                 return
@@ -137,14 +151,21 @@ class EventWriter:
             self._next_segment += 1
 
     def close(self) -> None:
-        """Write what is queued and stop."""
+        """Write what is queued and stop.
+
+        Raises:
+            OSError: the run directory does not take it.
+        """
         self._closed.set()
         self._thread.join()
         self.flush()
 
     def _flush_regularly(self, interval_s: float) -> None:
         while not self._closed.wait(interval_s):
-            self.flush()
+            try:
+                self.flush()
+            except OSError as error:
+                _logger.warning("%d events wait for the next try: %s", len(self._pending), error)
 
     def __enter__(self) -> Self:
         return self

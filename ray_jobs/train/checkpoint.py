@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from fsspec.core import url_to_fs
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -65,21 +66,25 @@ class _Place:
         return self.parameter._hp_mapping  # type: ignore[attr-defined]  # noqa: SLF001
 
 
-def is_whole(directory: Path) -> bool:
-    """Whether every file of the checkpoint is there, at its full size."""
-    manifest = directory / MANIFEST_FILE
-    if not manifest.is_file():
-        return False
-    shards: dict[str, int] = json.loads(manifest.read_text())["shards"]
-    return all(
-        (directory / name).is_file() and (directory / name).stat().st_size == size for name, size in shards.items()
-    )
+def saved_step(directory: Path | str) -> int | None:
+    """Optimiser steps done when a checkpoint was written.
 
+    Args:
+        directory: path or URL.
 
-def saved_step(directory: Path) -> int:
-    """Optimiser steps done when the checkpoint was written."""
-    step: int = json.loads((directory / MANIFEST_FILE).read_text())["step"]
-    return step
+    Returns:
+        None unless every file is there at its full size: a checkpoint may be cut short, or be deleted meanwhile.
+    """
+    filesystem, path = url_to_fs(str(directory))
+    filesystem.invalidate_cache(path)
+    sizes = {file.rpartition("/")[2]: info["size"] for file, info in filesystem.find(path, detail=True).items()}
+    try:
+        manifest = json.loads(filesystem.cat_file(f"{path}/{MANIFEST_FILE}"))
+        step: int = manifest["step"]
+        is_whole = all(sizes.get(name) == size for name, size in manifest["shards"].items())
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+    return step if is_whole else None
 
 
 def save_checkpoint(engine: DeepSpeedEngine, directory: Path, step: int) -> None:
@@ -129,15 +134,17 @@ def load_checkpoint(engine: DeepSpeedEngine, directory: Path) -> int:
         Optimiser steps done.
 
     Raises:
-        CheckpointError: files are missing or cut short, or the checkpoint is another model's.
+        FileNotFoundError: files are missing or cut short, perhaps since a moment ago; the engine may be half restored.
+        CheckpointError: the checkpoint is another model's.
     """
-    if not is_whole(directory):
-        raise CheckpointError(f"{directory} is no whole checkpoint: files are missing or cut short")
+    if saved_step(directory) is None:
+        raise FileNotFoundError(f"{directory} is no whole checkpoint: files are missing or cut short")
     manifest = json.loads((directory / MANIFEST_FILE).read_text())
     optimizer = engine.optimizer.optimizer
     for partition in engine.optimizer.single_partition_of_fp32_groups:
         optimizer.state[partition] = {
-            "step": torch.tensor(float(manifest["step"])),
+            # fused AdamW wants it beside the weights
+            "step": torch.tensor(float(manifest["step"]), device=partition.device),
             **{kind: torch.zeros_like(partition) for kind in MOMENTS},
         }
     with _Reader(directory, manifest["parameters"]) as reader, torch.no_grad():

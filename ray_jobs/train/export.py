@@ -3,6 +3,10 @@
 Each worker of the first expert-parallel group writes its own experts, worker 0 the dense part too, so nothing is
 gathered. Every worker then reads back what it wrote and compares it bit by bit; the index, written last, makes the
 export whole.
+
+Each try writes to a directory of its own, `exports/attempt-<n>-<random>/`, so shards of two tries never mix, and then
+commits it in `export.json`. An attempt gives way to a higher one that has committed before it. Should both commit at
+the same instant, either may win: both exports are whole, and of the same weights.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +27,57 @@ from transformers import PreTrainedTokenizerFast
 
 from moe.hf import INDEX_FILE, CheckpointWriter, checkpoint_slices, finish_checkpoint
 from moe.model import HybridModel
+from ray_jobs.run_directory import RunDirectory, write_file
 from service.errors import CheckpointError
 
+EXPORT_FILE = "export.json"
 
-def export_checkpoint(model: HybridModel, tokenizer_directory: Path, url: str) -> dict[str, Any]:
-    """Write and verify the checkpoint; all workers must call.
+
+def export(model: HybridModel, tokenizer_directory: Path, run: RunDirectory, attempt: int, step: int) -> None:
+    """Write, verify and commit the checkpoint; all workers must call.
 
     Args:
         model: trained, in the dtype to export.
         tokenizer_directory: its files are copied.
-        url: directory to write to; files of the same names are replaced.
+        run: the run directory.
+        attempt: of the job.
+        step: optimiser steps done.
+
+    Raises:
+        CheckpointError: a tensor read back differs.
+    """
+    names = [f"attempt-{attempt}-{uuid.uuid4().hex[:8]}"]
+    dist.broadcast_object_list(names)
+    outcome = write_checkpoint(model, tokenizer_directory, run.join("exports", names[0]))
+    if dist.get_rank() == 0:
+        commit_export(run, outcome | {"attempt": attempt, "step": step})
+
+
+def commit_export(run: RunDirectory, document: dict[str, Any]) -> None:
+    """Make an export the job's, unless a higher attempt has committed one.
+
+    Args:
+        run: the run directory.
+        document: `path`, `bytes`, `files`, `verified`, `attempt`, `step`.
+    """
+    committed = run.read_json(EXPORT_FILE)
+    if committed is None or committed["attempt"] <= document["attempt"]:
+        run.write_json(EXPORT_FILE, document)
+
+
+def committed_step(run: RunDirectory) -> int | None:
+    """Optimiser steps done of the weights that the job has exported; None before it has."""
+    committed = run.read_json(EXPORT_FILE)
+    return None if committed is None else int(committed["step"])
+
+
+def write_checkpoint(model: HybridModel, tokenizer_directory: Path, url: str) -> dict[str, Any]:
+    """Write and verify a checkpoint; all workers must call.
+
+    Args:
+        model: in the dtype to write.
+        tokenizer_directory: its files are copied.
+        url: directory to write to; new.
 
     Returns:
         `path`, `bytes`, `files`, `verified` (true: every tensor was read back and is bit-identical).
@@ -96,5 +142,4 @@ def _write_generation_config(directory: Path) -> None:
 def _upload_index_last(directory: Path, url: str) -> None:
     index = (directory / INDEX_FILE).rename(directory.parent / INDEX_FILE)
     _upload(directory, url)
-    filesystem, target = url_to_fs(url)
-    filesystem.put_file(str(index), f"{target}/{INDEX_FILE}")
+    write_file(f"{url}/{INDEX_FILE}", index.read_bytes())

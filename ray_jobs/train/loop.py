@@ -1,7 +1,9 @@
 """What one training worker does: build the model, resume, train, evaluate, export.
 
 Evaluation and export run in the same processes as the training, because only there do all experts of a model that fits
-no single machine exist at once. Each part notices when an earlier attempt has already done it.
+no single machine exist at once. Each part notices when an earlier start has already done it: training by the newest
+checkpoint, an evaluation by its files, the export by `export.json`. A run directory holds one job, so what was done for
+the same step is the same.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,31 +23,28 @@ import torch.distributed as dist
 from transformers import PreTrainedTokenizerFast
 
 from moe.freeze import freeze_moe
-from moe.hf import load_checkpoint as load_base
-from moe.init import initialize
 from moe.model import HybridModel
 from ray_jobs.data.packed_rows import PackedRows
 from ray_jobs.evaluate.held_out import held_out_losses
 from ray_jobs.evaluate.samples import answer
-from ray_jobs.run_directory import EventWriter, RunDirectory, local_directory
-from ray_jobs.train.architecture import model_config
+from ray_jobs.run_directory import CHECKPOINTS_DIRECTORY, EventWriter, RunDirectory, local_directory
+from ray_jobs.train.architecture import load_base, model_config
 from ray_jobs.train.batches import RowOrder, TrainBatch, collate, share_of_worker
-from ray_jobs.train.checkpoint import load_checkpoint, save_checkpoint
-from ray_jobs.train.engine import TrainingStep, all_reduce_sum, build_engine, expert_parallel_group
-from ray_jobs.train.export import export_checkpoint
-from ray_jobs.train.metrics import StepSums
+from ray_jobs.train.checkpoint import save_checkpoint
+from ray_jobs.train.engine import TrainingStep, build_engine, expert_parallel_group
+from ray_jobs.train.export import committed_step, export
+from ray_jobs.train.resume import resume
 from ray_jobs.train.schedule import learning_rate, num_steps
+from ray_jobs.train.step import take_step
 from service.errors import NonFiniteLossError
 from service.spec.event import EventType, Stage
 from service.spec.job import JobSpec
-from service.spec.model import CheckpointBase
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
 HELD_OUT_FILE = "evals/{when}-held-out.json"
 SAMPLES_FILE = "evals/{when}-samples.json"
-EXPORT_FILE = "export.json"
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,6 @@ class WorkerConfig:
         packed_url: packed rows, with `train/` and `held_out/`.
         tokenizer_url: the tokenizer's directory.
         categories: names, in the order of their indices.
-        resume_from: a whole checkpoint of an earlier attempt, if there is one.
     """
 
     run_url: str
@@ -66,7 +64,6 @@ class WorkerConfig:
     packed_url: str
     tokenizer_url: str
     categories: tuple[str, ...]
-    resume_from: str | None
 
 
 def run_worker(config: dict[str, Any]) -> None:
@@ -121,41 +118,32 @@ class Worker:
 
     def work(self) -> None:
         """Do what is left of the job."""
-        step = self._resume()
-        self._announce_workers(step)
-        with self._finishing("train"):
-            if step == 0:
-                self.evaluate("before", step)
-            self.train(step)
-        with self._finishing("evaluate"):
-            self._emit("stage.started", "evaluate")
-            self.evaluate("after", self.total_steps)
-        with self._finishing("export"):
-            self._emit("stage.started", "export")
-            self._export()
+        start, last = resume(self.engine, self.run.join(CHECKPOINTS_DIRECTORY)), self.total_steps
+        self._announce_workers(start)
+        with self._finishing("train", reused=start == last):
+            if start == 0 and not self._agree(lambda: self._is_evaluated("before", 0)):
+                self.evaluate("before", 0)
+            self.train(start)
+        evaluated = self._agree(lambda: self._is_evaluated("after", last))
+        self._emit("stage.started", "evaluate")
+        with self._finishing("evaluate", reused=evaluated):
+            if not evaluated:
+                self.evaluate("after", last)
+        exported = self._agree(lambda: committed_step(self.run) == last)
+        self._emit("stage.started", "export")
+        with self._finishing("export", reused=exported):
+            if not exported:
+                export(self.step_module.model, self.tokenizer_directory, self.run, self.settings.attempt, last)
 
     def _build_engine(self) -> DeepSpeedEngine:
-        base = self.spec.model.base
         parallel = expert_parallel_group(self.spec.parallel.expert_parallel_size)
         with torch.device(self.device):
             model = HybridModel(model_config(self.spec, len(self.tokenizer)), parallel)
-        if isinstance(base, CheckpointBase):
-            load_base(model, Path(base.path))
-        else:
-            initialize(model, self.spec.seed)
+        load_base(model, self.spec)
         if self.spec.train.freeze_moe:
             freeze_moe(model)
         coefficient = self.spec.train.balance_loss_coefficient
         return build_engine(TrainingStep(model, coefficient, len(self.settings.categories)), self.spec)
-
-    def _resume(self) -> int:
-        if (checkpoint := ray.train.get_checkpoint()) is not None:
-            with checkpoint.as_directory() as directory:
-                return load_checkpoint(self.engine, Path(directory))
-        if self.settings.resume_from is not None:
-            with local_directory(self.settings.resume_from) as directory:
-                return load_checkpoint(self.engine, directory)
-        return 0
 
     def _announce_workers(self, start_step: int) -> None:
         mine = {"rank": self.rank, "pid": os.getpid(), "node_id": ray.get_runtime_context().get_node_id()}
@@ -178,29 +166,13 @@ class Worker:
                 clock.resume()
 
     def _take_step(self, step: int) -> dict[str, Any]:
-        batches = self._micro_batches(step)
-        totals = torch.tensor(
-            [sum(batch.num_trained for batch in batches), sum(batch.num_tokens for batch in batches)],
-            dtype=torch.float64,
-            device=self.device,
-        )
-        trained, tokens = all_reduce_sum(totals).tolist()
-        rate = learning_rate(step, self.total_steps, self.spec.train)
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = rate
-        vector = torch.zeros((), dtype=torch.float64, device=self.device)
-        for batch in batches:
-            loss, sums = self.engine(batch, trained, tokens)
-            self.engine.backward(loss, scale_wrt_gas=False)
-            self.engine.step()
-            vector = vector + sums
         categories = self.settings.categories
-        sums_of_all = StepSums.from_vector(all_reduce_sum(vector), len(categories), self.step_module.model.config)
-        described = sums_of_all.describe(categories, tokens, self.spec.train.balance_loss_coefficient)
-        norm = float(self.engine.get_global_grad_norm())
-        self._require_finite(step, sums_of_all.loss, norm)
+        rate = learning_rate(step, self.total_steps, self.spec.train)
+        taken = take_step(self.engine, self._micro_batches(step), rate, len(categories))
+        self._require_finite(step, taken.sums.loss, taken.gradient_norm)
+        described = taken.sums.describe(categories, taken.num_tokens, self.spec.train.balance_loss_coefficient)
         epoch = self.order.epoch_of_step(step + 1)
-        return {"epoch": epoch, "learning_rate": rate, "gradient_norm": norm, **described}
+        return {"epoch": epoch, "learning_rate": rate, "gradient_norm": taken.gradient_norm, **described}
 
     def _require_finite(self, step: int, loss: float, norm: float) -> None:
         if not (abs(loss) < float("inf") and norm < float("inf")):
@@ -223,27 +195,37 @@ class Worker:
         self._emit("checkpoint.saved", "train", step=step, path="/".join(saved.path.split("/")[-2:]))
 
     def evaluate(self, when: str, step: int) -> None:
-        """Measure the held-out loss and answer the prompts, before or after training."""
+        """Measure the held-out loss and answer the prompts, before or after training.
+
+        The files are written last, when the events are out: they say that it was done. Attempts that overlap may both
+        write them; the weights of a step are the same in both, so it does not matter who is last.
+        """
         losses = held_out_losses(self.step_module, self.held_out, self.settings.categories)
         evaluate = self.spec.evaluate
         samples = answer(self.step_module.model, self.tokenizer, evaluate.prompts, evaluate.max_new_tokens)
+        self._emit("eval.held_out", "evaluate", when=when, step=step, loss=losses)
+        self._emit("eval.samples", "evaluate", when=when, step=step, samples=samples)
+        self._flush()
         if self.rank == 0:
             self.run.write_json(HELD_OUT_FILE.format(when=when), {"step": step, "loss": losses})
             self.run.write_json(SAMPLES_FILE.format(when=when), {"step": step, "samples": samples})
-        self._emit("eval.held_out", "evaluate", when=when, step=step, loss=losses)
-        self._emit("eval.samples", "evaluate", when=when, step=step, samples=samples)
 
-    def _export(self) -> None:
-        outcome = export_checkpoint(self.step_module.model, self.tokenizer_directory, self.run.join("export"))
-        if self.rank == 0:
-            self.run.write_json(EXPORT_FILE, outcome)
+    def _is_evaluated(self, when: str, step: int) -> bool:
+        documents = [self.run.read_json(file.format(when=when)) for file in (HELD_OUT_FILE, SAMPLES_FILE)]
+        return all(document is not None and document["step"] == step for document in documents)
+
+    def _agree(self, ask: Callable[[], bool]) -> bool:
+        """Worker 0's answer; all workers must call."""
+        answers = [ask() if self.rank == 0 else False]
+        dist.broadcast_object_list(answers)
+        return answers[0]
 
     @contextmanager
-    def _finishing(self, stage: Stage) -> Iterator[None]:
-        """Say at the end of the block how long the stage took in these workers."""
+    def _finishing(self, stage: Stage, *, reused: bool) -> Iterator[None]:
+        """Say at the end of the block how long the stage took in these workers, and whether an earlier start did it."""
         start = time.monotonic()
         yield
-        self._emit("stage.finished", stage, duration_s=time.monotonic() - start, reused=False, summary={})
+        self._emit("stage.finished", stage, duration_s=time.monotonic() - start, reused=reused, summary={})
         self._flush()
 
     def _emit(self, type: EventType, stage: Stage, **data: Any) -> None:

@@ -1,29 +1,28 @@
 """The driver's side of training: place the workers, run them through Ray Train, restart them after a death.
 
-Each attempt of a job has a Ray Train run of its own name, started from the newest whole checkpoint of any earlier
+Each attempt of a job has a Ray Train run of its own name; its workers start from the newest whole checkpoint of any
 attempt. Ray's own resuming by name reads a snapshot file that it writes non-atomically, and two attempts can overlap
 for a while after a lost head; separate names keep a late writer out of the newer attempt's directory.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
-from typing import Any
 
 import ray
-from fsspec.core import url_to_fs
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from ray_jobs.run_directory import RunDirectory, local_directory
-from ray_jobs.train.checkpoint import MANIFEST_FILE, is_whole, saved_step
+from ray_jobs.run_directory import CHECKPOINTS_DIRECTORY, RunDirectory
+from ray_jobs.train.failures import EndRunOnKnownError, cause_of, placement_tries
 from ray_jobs.train.loop import WorkerConfig, run_worker
-from service.errors import PlacementError, SleddogError, WorkerLostError
+from service.errors import PlacementError
 from service.spec.job import JobSpec
 
-CHECKPOINTS = "checkpoints"
 NUM_CHECKPOINTS_KEPT = 2
 
 
@@ -36,13 +35,15 @@ def train(run: RunDirectory, spec: JobSpec, config: WorkerConfig) -> None:
         config: for the workers.
 
     Raises:
-        PlacementError: the cluster did not place the workers in time.
+        PlacementError: the cluster did not place the workers in time, at the start or after a death.
         WorkerLostError: they died more often than the spec allows.
         SleddogError: what a worker raised.
     """
     use_gpu = _use_gpu(spec)
     resources: dict[str, float] = {"CPU": spec.parallel.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
     _await_placement(spec, resources)
+    tries, try_s = placement_tries(spec.parallel)
+    os.environ[WORKER_GROUP_START_TIMEOUT_S_ENV_VAR] = str(try_s)  # Ray Train has no other place for it
     trainer = TorchTrainer(
         run_worker,
         train_loop_config=asdict(config),
@@ -52,27 +53,18 @@ def train(run: RunDirectory, spec: JobSpec, config: WorkerConfig) -> None:
         ),
         run_config=RunConfig(
             name=f"attempt-{config.attempt}",
-            storage_path=run.join(CHECKPOINTS),
-            failure_config=FailureConfig(max_failures=spec.parallel.max_worker_failures),
+            storage_path=run.join(CHECKPOINTS_DIRECTORY),
+            failure_config=FailureConfig(
+                max_failures=spec.parallel.max_worker_failures, controller_failure_limit=tries - 1
+            ),
             checkpoint_config=CheckpointConfig(num_to_keep=NUM_CHECKPOINTS_KEPT),
+            callbacks=[EndRunOnKnownError()],
         ),
     )
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        raise _cause(error) from error
-
-
-def newest_checkpoint(run: RunDirectory) -> str | None:
-    """URL of the whole checkpoint with the most steps, of any attempt; None when there is none."""
-    filesystem, root = url_to_fs(run.join(CHECKPOINTS))
-    steps: dict[str, int] = {}
-    for manifest in filesystem.glob(f"{root}/*/*/{MANIFEST_FILE}"):
-        url = filesystem.unstrip_protocol(manifest.rpartition("/")[0])
-        with local_directory(url) as directory:
-            if is_whole(directory):
-                steps[url] = saved_step(directory)
-    return max(steps, key=lambda url: steps[url], default=None)
+        raise cause_of(error, spec.parallel) from error
 
 
 def _use_gpu(spec: JobSpec) -> bool:
@@ -93,14 +85,3 @@ def _await_placement(spec: JobSpec, resources: dict[str, float]) -> None:
             )
     finally:
         remove_placement_group(group)
-
-
-def _cause(error: TrainingFailedError) -> SleddogError:
-    failures: dict[int, Any] = getattr(error, "worker_failures", {})
-    for failure in failures.values():
-        cause: BaseException | None = failure
-        while cause is not None:
-            if isinstance(cause, SleddogError):
-                return cause
-            cause = getattr(cause, "cause", None) or cause.__cause__
-    return WorkerLostError(f"the training workers failed too often: {error}")

@@ -1,8 +1,10 @@
 """A short real training run on any number of gloo processes, for the parity tests; run by `torch.distributed.run`.
 
-    parallel_run.py OUT EXPERT_PARALLEL STEPS [--resume] [--precision bf16] [--freeze] [--normalise-per-worker]
+    parallel_run.py OUT EXPERT_PARALLEL STEPS [--batch-rows N] [--precision bf16] [--freeze] [--gradients]
+                    [--normalise-per-worker]
 
-Leaves in OUT: a checkpoint after every second step, and `result-<rank>.json` with losses, norms and weight hashes.
+Resumes from the newest checkpoint below OUT. Leaves in OUT: a checkpoint after every second step, weights, with
+`--gradients` those of the last step, and `result-<rank>.json` with losses, norms and weight hashes.
 """
 
 from __future__ import annotations
@@ -10,10 +12,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
+from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
-
-os.environ["DS_ACCELERATOR"] = "cpu"
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,10 +29,11 @@ from moe.hf import checkpoint_slices
 from moe.init import initialize
 from moe.model import HybridModel
 from ray_jobs.data.packed_rows import PackedRow
-from ray_jobs.train.batches import RowOrder, collate, share_of_worker
-from ray_jobs.train.checkpoint import load_checkpoint, save_checkpoint
-from ray_jobs.train.engine import TrainingStep, all_reduce_sum, build_engine, expert_parallel_group
-from ray_jobs.train.metrics import StepSums
+from ray_jobs.train import step as step_module
+from ray_jobs.train.batches import RowOrder, TrainBatch, collate, share_of_worker
+from ray_jobs.train.checkpoint import save_checkpoint
+from ray_jobs.train.engine import TrainingStep, build_engine, expert_parallel_group
+from ray_jobs.train.resume import resume
 from service.spec.job import JobSpec
 
 CONFIG = MoEConfig(
@@ -40,7 +45,8 @@ CONFIG = MoEConfig(
     expert_intermediate_size=12,
     num_experts=4,
 )
-NUM_ROWS, BATCH_ROWS = 14, 4
+NUM_ROWS = 14
+LEARNING_RATE, ADAM_EPS, CLIP_NORM = 1e-2, 1e-2, 0.2
 
 
 def job_spec(options: argparse.Namespace, num_workers: int) -> JobSpec:
@@ -50,11 +56,12 @@ def job_spec(options: argparse.Namespace, num_workers: int) -> JobSpec:
             "model": {"base": {"kind": "preset", "name": "quickstart"}, "tokenizer": {"kind": "train_bpe"}},
             "data": {"sources": [{"name": "a", "category": "c", "uri": "file:///a.jsonl", "form": "messages"}]},
             "train": {
-                "global_batch_rows": BATCH_ROWS,
+                "global_batch_rows": options.batch_rows,
                 "precision": options.precision,
-                "learning_rate": 1e-2,
+                "learning_rate": LEARNING_RATE,
+                "adam_eps": ADAM_EPS,
                 "weight_decay": 0.1,
-                "gradient_clip_norm": 0.2,
+                "gradient_clip_norm": CLIP_NORM,
             },
             "parallel": {"num_workers": num_workers, "expert_parallel_size": options.expert_parallel},
         }
@@ -78,16 +85,51 @@ def weight_hash(model: HybridModel) -> str:
     return hashlib.sha256(b"".join(tensor.float().numpy().tobytes() for _, tensor in weights)).hexdigest()
 
 
+def keep_gradients(engine: Any, gradients: dict[str, torch.Tensor]) -> None:
+    """Note the accumulated gradient of every step, before it is clipped."""
+    from deepspeed.utils import safe_get_full_grad
+
+    take = engine.step
+
+    def step() -> None:
+        if engine.is_gradient_accumulation_boundary():
+            gradients.update({n: safe_get_full_grad(p).clone() for n, p in engine.module.model.named_parameters()})
+        take()
+
+    engine.step = step
+
+
+def gradients_apart(step: TrainingStep, batches: list[TrainBatch]) -> Iterator[dict[str, torch.Tensor]]:
+    """Each micro-batch's gradient alone, in fp64."""
+    trained, tokens = step_module.global_counts(batches, "cpu")
+    for batch in batches:
+        step.zero_grad(set_to_none=True)
+        step(batch, trained, tokens)[0].backward()
+        yield {name: parameter.grad.double() for name, parameter in step.model.named_parameters()}
+
+
+def normalise_per_worker() -> None:
+    global_counts = step_module.global_counts
+
+    def local_counts(batches: list[TrainBatch], device: str) -> tuple[float, float]:
+        trained = sum(batch.num_trained for batch in batches) * dist.get_world_size()
+        return trained, global_counts(batches, device)[1]
+
+    step_module.global_counts = local_counts
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("expert_parallel", type=int)
     parser.add_argument("steps", type=int)
-    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--batch-rows", type=int, default=4)
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--freeze", action="store_true")
+    parser.add_argument("--gradients", action="store_true")
     parser.add_argument("--normalise-per-worker", action="store_true", help="the mutation that a parity test must see")
     options = parser.parse_args()
+    os.environ["DS_ACCELERATOR"] = "cpu"
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank, num_workers = dist.get_rank(), dist.get_world_size()
@@ -96,30 +138,29 @@ def main() -> None:
     experts_before = {key: tensor.clone() for key, tensor in checkpoint_slices(model) if ".experts." in key}
     if options.freeze:
         freeze_moe(model)
+    if options.normalise_per_worker:
+        normalise_per_worker()
+    copy = TrainingStep(deepcopy(model), 0.01, 1).bfloat16() if options.gradients else None
     engine = build_engine(TrainingStep(model, 0.01, 1), job_spec(options, num_workers))
-    rows, order = packed_rows(), RowOrder(NUM_ROWS, 2, BATCH_ROWS, seed=3)
-    start = load_checkpoint(engine, options.out) if options.resume else 0
-    losses, norms, balances = [], [], []
+    epochs = max(2, math.ceil(options.steps * options.batch_rows / NUM_ROWS))
+    rows, order = packed_rows(), RowOrder(NUM_ROWS, epochs, options.batch_rows, seed=3)
+    start = resume(engine, str(options.out / "checkpoints"))
+    losses, norms, balances, gradients = [], [], [], {}
     for step in range(start, options.steps):
         mine = share_of_worker(order.rows_of_step(step), rank, num_workers)
         batches = [collate([None if index is None else rows[index]], ["c"], "cpu") for index in mine]
-        totals = torch.tensor([sum(b.num_trained for b in batches), sum(b.num_tokens for b in batches)]).double()
-        local_trained = float(totals[0])
-        trained, tokens = all_reduce_sum(totals).tolist()
-        if options.normalise_per_worker:
-            trained = local_trained * num_workers
-        vector = torch.zeros((), dtype=torch.float64)
-        for batch in batches:
-            loss, sums = engine(batch, trained, tokens)
-            engine.backward(loss, scale_wrt_gas=False)
-            engine.step()
-            vector = vector + sums
-        described = StepSums.from_vector(all_reduce_sum(vector), 1, CONFIG).describe(["c"], tokens, 0.01)
+        if copy is not None:
+            keep_gradients(engine, gradients)
+            torch.save(list(gradients_apart(copy, batches)), options.out / "gradients-apart.pt")
+        taken = step_module.take_step(engine, batches, LEARNING_RATE, 1)
+        described = taken.sums.describe(["c"], taken.num_tokens, 0.01)
         losses.append(described["loss"])
         balances.append(described["balance_loss"])
-        norms.append(float(engine.get_global_grad_norm()))
-        if not options.resume and step % 2 == 1:
-            save_checkpoint(engine, options.out, step + 1)
+        norms.append(taken.gradient_norm)
+        if (step + 1) % 2 == 0:
+            directory = options.out / "checkpoints" / "attempt-1" / f"checkpoint-{step + 1}"
+            directory.mkdir(parents=True, exist_ok=True)
+            save_checkpoint(engine, directory, step + 1)
     frozen_experts = all(
         torch.equal(tensor.float(), experts_before[key].to(tensor.dtype).float())
         for key, tensor in checkpoint_slices(model)
@@ -134,6 +175,7 @@ def main() -> None:
         "experts_unchanged": frozen_experts,
     }
     (options.out / f"result-{rank}.json").write_text(json.dumps(result))
+    torch.save(gradients, options.out / "gradients.pt")
     dense = {key: tensor.clone() for key, tensor in checkpoint_slices(model)}
     torch.save(dense, options.out / f"weights-{rank}.pt")
     dist.destroy_process_group()

@@ -1,0 +1,119 @@
+"""A driver on a Ray of its own, for the tests of what ends a run and what restarts it.
+
+    driver_run.py CASE DIRECTORY
+
+The directory holds `spec.json`, and afterwards `outcome.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch.distributed as dist
+
+import ray_jobs.train.trainer
+from ray_jobs.finetune import run_job
+from ray_jobs.report import read_events
+from ray_jobs.run_directory import EventWriter, RunDirectory
+from ray_jobs.train.loop import HELD_OUT_FILE, WorkerConfig
+from ray_jobs.train.trainer import train
+from service.errors import InvalidSpecError, SleddogError
+from service.spec.event import REPORT_FILE
+
+
+def _start_noted(directory: str) -> int:
+    """How often the worker group was started before; worker 0 counts."""
+    starts = Path(directory) / "starts"
+    before = len(starts.read_text()) if starts.exists() else 0
+    dist.barrier()
+    if dist.get_rank() == 0:
+        starts.write_text("x" * (before + 1))
+    dist.barrier()
+    return before
+
+
+def one_worker_raises(config: dict[str, Any]) -> None:
+    """The other one is left waiting in a collective."""
+    _start_noted(config["run_url"])
+    if dist.get_rank() == 1:
+        raise InvalidSpecError("no good", "train.precision")
+    dist.barrier()
+
+
+def one_worker_dies_once(config: dict[str, Any]) -> None:
+    """An error that is nobody's on purpose, such as one of CUDA."""
+    if _start_noted(config["run_url"]) == 0 and dist.get_rank() == 1:
+        raise RuntimeError("out of memory")
+
+
+@ray.remote(num_cpus=1)
+class Squatter:
+    """Takes the room of a worker."""
+
+    def ready(self) -> None:
+        """Only to be waited for."""
+
+
+def the_room_is_taken(config: dict[str, Any]) -> None:
+    """A node is lost: a worker dies, and another process stands where it was."""
+    _start_noted(config["run_url"])
+    if dist.get_rank() == 1:
+        Squatter.options(name="squatter", lifetime="detached").remote()
+        time.sleep(1)
+        os._exit(1)
+    dist.barrier()
+
+
+def run_workers(work: Any, directory: Path) -> dict[str, Any]:
+    """Train with another worker function; returns how the run ended."""
+    run = RunDirectory(str(directory))
+    ray_jobs.train.trainer.run_worker = work
+    start = time.monotonic()
+    outcome: dict[str, Any] = {"error": None}
+    try:
+        train(run, run.read_spec(), WorkerConfig(run.url, 1, "", "", ()))
+    except SleddogError as error:
+        outcome = {"error": error.code, "field": error.field, "message": error.message}
+    return outcome | {"seconds": time.monotonic() - start, "starts": len((directory / "starts").read_text())}
+
+
+def attempts(directory: Path) -> list[dict[str, Any]]:
+    """Three attempts of a job: from nothing, from before its last evaluation, from before its report."""
+    run, outcomes = RunDirectory(str(directory)), []
+    for attempt, lost in enumerate([(), (HELD_OUT_FILE.format(when="after"), "export.json"), ()], 1):
+        for name in (*lost, REPORT_FILE):
+            (directory / name).unlink(missing_ok=True)
+        with EventWriter(run, "driver", attempt) as events:
+            run_job(run, run.read_spec(), events, attempt)
+        told = [event for event in read_events(run) if event.attempt == attempt]
+        outcomes.append(
+            {
+                "steps": sum(event.type == "train.step" for event in told),
+                "evaluations": [event.data["when"] for event in told if event.type == "eval.held_out"],
+                "reused": {str(e.stage): e.data["reused"] for e in told if e.type == "stage.finished"},
+                "report": json.loads((directory / REPORT_FILE).read_text()),
+            }
+        )
+    return outcomes
+
+
+def main() -> None:
+    case, directory = sys.argv[1], Path(sys.argv[2])
+    ray.init(num_cpus=3 if case == "attempts" else 2, include_dashboard=False, log_to_driver=False)
+    if case == "attempts":
+        outcome: Any = attempts(directory)
+    else:
+        workers = {work.__name__: work for work in (one_worker_raises, one_worker_dies_once, the_room_is_taken)}
+        outcome = run_workers(workers[case], directory)
+    ray.shutdown()
+    (directory / "outcome.json").write_text(json.dumps(outcome))
+
+
+if __name__ == "__main__":
+    main()
