@@ -56,7 +56,7 @@ def deepspeed_config(spec: JobSpec) -> dict[str, Any]:
         "gradient_clipping": spec.train.gradient_clip_norm,
         "gradient_allreduce_op": "sum",
         "bf16": {"enabled": spec.train.precision == "bf16"},
-        # added up in bf16, the gradients of 128 micro-batches are off by 1.3 %; their own rounding is 0.25 %
+        # added up in bf16, 128 micro-batches' gradients were off by 1.4 %, all other rounding in bf16 by 0.6 %
         "data_types": {"grad_accum_dtype": "fp32"},
         "zero_optimization": {
             "stage": 2,
