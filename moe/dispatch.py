@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from moe.router import Routing
 
@@ -49,19 +50,78 @@ class Dispatched:
 
     Attributes:
         x_MD: received copies, sorted by local expert.
-        splits: how many of them each local expert gets.
-        order_N: local copies in order of expert.
-        regroup_M: order of arrival -> order of local expert; None when already in order.
+        counts_E: how many of them each local expert gets, int64.
+        home: local copies in order of expert, and back.
+        regroup: order of arrival to order of local expert, and back; None when already in order.
         sent: copies sent to each process.
         received: copies received from each process.
     """
 
     x_MD: Tensor
-    splits: list[int]
-    order_N: Tensor
-    regroup_M: Tensor | None
+    counts_E: Tensor
+    home: Permutation
+    regroup: Permutation | None
     sent: list[int]
     received: list[int]
+
+
+@dataclass(frozen=True)
+class Permutation:
+    """An order of N rows.
+
+    Attributes:
+        order_N: which row comes where.
+        inverse_N: where each row went.
+    """
+
+    order_N: Tensor
+    inverse_N: Tensor
+
+    @classmethod
+    def sorting(cls, keys_N: Tensor) -> Permutation:
+        """The order that sorts the keys, equal ones as they are."""
+        order_N = keys_N.argsort(stable=True)
+        inverse_N = torch.empty_like(order_N)
+        inverse_N[order_N] = torch.arange(len(order_N), device=order_N.device)
+        return cls(order_N, inverse_N)
+
+    def take(self, x_TD: Tensor, copies: int = 1) -> Tensor:
+        """Rows in this order.
+
+        Args:
+            x_TD: N / copies rows.
+            copies: times that each row is meant in a run, before the reordering.
+
+        Returns:
+            [N, D].
+        """
+        return _take(x_TD, self.order_N, self.inverse_N, copies)
+
+    def restore(self, y_ND: Tensor) -> Tensor:
+        """Rows as they were before."""
+        return _take(y_ND, self.inverse_N, self.order_N, 1)
+
+
+class _Take(torch.autograd.Function):
+    """Gathers rows; the gradient is gathered too, by the inverse, instead of scattered and added."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, order_N: Tensor, inverse_N: Tensor, copies: int) -> Tensor:
+        ctx.save_for_backward(inverse_N)
+        ctx.copies = copies
+        return x_TD.index_select(0, order_N // copies if copies > 1 else order_N)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (inverse_N,) = ctx.saved_tensors
+        grad_ND = gradients[0].index_select(0, inverse_N)
+        return grad_ND.unflatten(0, (-1, ctx.copies)).sum(1) if ctx.copies > 1 else grad_ND, None, None, None
+
+
+def _take(x_TD: Tensor, order_N: Tensor, inverse_N: Tensor, copies: int) -> Tensor:
+    out_ND: Tensor = _Take.apply(x_TD, order_N, inverse_N, copies)  # type: ignore[no-untyped-call]
+    return out_ND
 
 
 class _AllToAll(torch.autograd.Function):
@@ -86,13 +146,12 @@ def _all_to_all(x_ND: Tensor, received: list[int], sent: list[int], group: dist.
 
 def dispatch(x_TD: Tensor, routing: Routing, num_experts: int, parallel: ExpertParallel) -> Dispatched:
     """Send each token to its experts' owners."""
-    top_k = routing.experts_TK.shape[1]
     experts_N = routing.experts_TK.flatten()
-    order_N = experts_N.argsort(stable=True)
-    x_ND = x_TD[order_N // top_k]
+    home = Permutation.sorting(experts_N)
+    x_ND = home.take(x_TD, copies=routing.experts_TK.shape[1])
     counts_E = experts_N.bincount(minlength=num_experts)
     if parallel.group is None:
-        return Dispatched(x_ND, counts_E.tolist(), order_N, None, [], [])
+        return Dispatched(x_ND, counts_E, home, None, [], [])
     counts_RL = torch.empty_like(counts_E)
     dist.all_to_all_single(counts_RL, counts_E, group=parallel.group)
     counts_RL = counts_RL.view(parallel.size, -1)
@@ -103,8 +162,31 @@ def dispatch(x_TD: Tensor, routing: Routing, num_experts: int, parallel: ExpertP
     local_expert_M = (
         torch.arange(num_local, device=x_TD.device).repeat(parallel.size).repeat_interleave(counts_RL.flatten())
     )
-    regroup_M = local_expert_M.argsort(stable=True)
-    return Dispatched(x_MD[regroup_M], counts_RL.sum(0).tolist(), order_N, regroup_M, sent, received)
+    regroup = Permutation.sorting(local_expert_M)
+    return Dispatched(regroup.take(x_MD), counts_RL.sum(0), home, regroup, sent, received)
+
+
+class _WeightedSum(torch.autograd.Function):
+    """Rows brought back to their tokens and added up with weights, without a copy of them per step of the sum."""
+
+    @staticmethod
+    def forward(ctx: Any, y_ND: Tensor, weights_TK: Tensor, order_N: Tensor, inverse_N: Tensor) -> Tensor:
+        num_tokens, top_k = weights_TK.shape
+        y_TKD = y_ND.index_select(0, inverse_N).view(num_tokens, top_k, -1)
+        ctx.save_for_backward(y_TKD, weights_TK, order_N)
+        out_TD = y_TKD[:, 0] * weights_TK[:, :1]
+        for choice in range(1, top_k):
+            out_TD.addcmul_(y_TKD[:, choice], weights_TK[:, choice, None])
+        return out_TD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        y_TKD, weights_TK, order_N = ctx.saved_tensors
+        grad_TD = gradients[0]
+        grad_weights_TK = (y_TKD * grad_TD[:, None]).sum(-1)
+        grad_y_ND = grad_TD.index_select(0, order_N // weights_TK.shape[1])
+        return grad_y_ND.mul_(weights_TK.flatten()[order_N, None]), grad_weights_TK, None, None
 
 
 def combine(y_MD: Tensor, dispatched: Dispatched, routing: Routing, parallel: ExpertParallel) -> Tensor:
@@ -119,14 +201,8 @@ def combine(y_MD: Tensor, dispatched: Dispatched, routing: Routing, parallel: Ex
     Returns:
         [T, D].
     """
-    if parallel.group is not None and dispatched.regroup_M is not None:
-        y_MD = y_MD[_inverse(dispatched.regroup_M)]
-        y_MD = _all_to_all(y_MD, dispatched.sent, dispatched.received, parallel.group)
-    y_TKD = y_MD[_inverse(dispatched.order_N)].unflatten(0, routing.experts_TK.shape)
-    return torch.einsum("tkd,tk->td", y_TKD, routing.weights_TK)
-
-
-def _inverse(permutation_N: Tensor) -> Tensor:
-    inverse_N = torch.empty_like(permutation_N)
-    inverse_N[permutation_N] = torch.arange(permutation_N.numel(), device=permutation_N.device)
-    return inverse_N
+    if parallel.group is not None and dispatched.regroup is not None:
+        y_MD = _all_to_all(dispatched.regroup.restore(y_MD), dispatched.sent, dispatched.received, parallel.group)
+    home = dispatched.home
+    out_TD: Tensor = _WeightedSum.apply(y_MD, routing.weights_TK, home.order_N, home.inverse_N)  # type: ignore[no-untyped-call]
+    return out_TD

@@ -26,7 +26,7 @@ CONFIG_FILE = "config.json"
 def checkpoint_slices(model: HybridModel) -> Iterator[tuple[str, Tensor]]:
     """Published key and the view of the parameter that it names, for all that this process holds.
 
-    A stack of experts yields one view an expert, under the expert's global number.
+    A stack of experts yields one view an expert and published tensor, under the expert's global number.
     """
     for name, parameter in model.named_parameters():
         if ".experts." not in name:
@@ -35,7 +35,9 @@ def checkpoint_slices(model: HybridModel) -> Iterator[tuple[str, Tensor]]:
         prefix, _, stack = name.partition(".experts.")
         first = model.parallel.rank * parameter.shape[0]
         for index, weight in enumerate(parameter.detach()):
-            yield f"model.{prefix}.experts.{first + index}.{stack[:2]}.weight", weight
+            parts = zip(("w1", "w3"), weight.chunk(2), strict=True) if stack == "w13_EGD" else [("w2", weight)]
+            for part, tensor in parts:
+                yield f"model.{prefix}.experts.{first + index}.{part}.weight", tensor
 
 
 def _dense_key(name: str) -> str:

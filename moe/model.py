@@ -70,7 +70,7 @@ class MoE(nn.Module):
         """Mix the chosen experts of each token; every process of the expert-parallel group must call."""
         routing = self.router(x_TD)
         dispatched = dispatch(x_TD, routing, self.num_experts, self.parallel)
-        y_MD = self.experts(dispatched.x_MD, dispatched.splits)
+        y_MD = self.experts(dispatched.x_MD, dispatched.counts_E)
         return combine(y_MD, dispatched, routing, self.parallel), layer_balance(routing, row_lengths)
 
 
