@@ -25,6 +25,8 @@ _HF_NAMES = {
 }
 """Our field -> key of `config.json`."""
 
+_HF_RESIDUAL = "residual_intermediate_size"
+
 _HF_FIXED = {
     "model_type": "arctic",
     "architectures": ["ArcticForCausalLM"],
@@ -45,7 +47,9 @@ _HF_NULL = ("rope_scaling", "rope_parameters", "sliding_window")
 class MoEConfig:
     """Sizes of a dense-MoE hybrid; the defaults are Arctic's.
 
-    Every layer has attention, a dense residual MLP whose intermediate size is `hidden_size`, and a top-k MoE.
+    Every layer has attention, a dense residual MLP and a top-k MoE. The residual MLP's intermediate size is
+    `hidden_size`, as published, unless `residual_intermediate_size` says otherwise: an upcycled model keeps its dense
+    ancestor's, under a key of `config.json` that the published form does not have.
     """
 
     vocab_size: int = 32_000
@@ -60,6 +64,7 @@ class MoEConfig:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
     initializer_range: float = 0.02
+    residual_intermediate_size: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "num_experts", "top_k"):
@@ -78,6 +83,11 @@ class MoEConfig:
         return self.hidden_size // self.num_heads
 
     @property
+    def residual_size(self) -> int:
+        """Intermediate size of the residual MLP."""
+        return self.residual_intermediate_size or self.hidden_size
+
+    @property
     def num_expert_params(self) -> int:
         """Parameters of one expert in one layer."""
         return 3 * self.hidden_size * self.expert_intermediate_size
@@ -85,7 +95,7 @@ class MoEConfig:
     def num_dense_params(self) -> int:
         """Parameters outside the MoE: embeddings, attention, residual MLPs, norms, output head."""
         d, kv = self.hidden_size, self.num_kv_heads * self.head_dim
-        layer = 2 * d * d + 2 * d * kv + 3 * d * d + 3 * d
+        layer = 2 * d * d + 2 * d * kv + 3 * d * self.residual_size + 3 * d
         return self.num_layers * layer + 2 * self.vocab_size * d + d
 
     def num_router_params(self) -> int:
@@ -103,7 +113,10 @@ class MoEConfig:
 
     def to_hf(self) -> dict[str, Any]:
         """The published form: the content of `config.json`."""
-        return _HF_FIXED | {key: getattr(self, name) for name, key in _HF_NAMES.items()}
+        document = _HF_FIXED | {key: getattr(self, name) for name, key in _HF_NAMES.items()}
+        if self.residual_intermediate_size is not None:
+            document[_HF_RESIDUAL] = self.residual_intermediate_size
+        return document
 
     @classmethod
     def from_hf(cls, document: dict[str, Any]) -> MoEConfig:
@@ -121,7 +134,8 @@ class MoEConfig:
         missing = [key for key in _HF_NAMES.values() if key not in document and key in _REQUIRED_HF_KEYS]
         if missing:
             raise ValueError(f"config.json has no {missing[0]!r}")
-        return cls(**{name: document[key] for name, key in _HF_NAMES.items() if key in document})
+        sizes = {name: document[key] for name, key in _HF_NAMES.items() if key in document}
+        return cls(**sizes, residual_intermediate_size=document.get(_HF_RESIDUAL))
 
 
 _REQUIRED_HF_KEYS = {_HF_NAMES[f.name] for f in fields(MoEConfig) if f.type == "int" and f.name != "max_positions"}

@@ -28,7 +28,7 @@ from torch.autograd.function import once_differentiable
 from moe.config import MoEConfig
 
 MAX_THREADS = 8
-"""Every product takes the interpreter's lock for a moment; among more threads the wait for it would outweigh the gain."""
+"""Every product takes the interpreter's lock for a moment; among more threads the wait would outweigh the gain."""
 
 
 class Experts(nn.Module):

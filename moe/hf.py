@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -71,22 +72,61 @@ def load_checkpoint(model: HybridModel, directory: Path) -> None:
         FileNotFoundError: a file that the index names is missing.
         ValueError: a tensor is missing, unknown or of another shape; the message names it and its file.
     """
-    files = _shard_of_key(directory)
-    unknown = set(files) - _all_keys(model)
-    if unknown:
-        raise ValueError(f"{directory}: unknown tensor {min(unknown)}")
-    wanted: dict[str, list[tuple[str, Tensor]]] = {}
-    for key, tensor in checkpoint_slices(model):
-        if key not in files:
-            raise ValueError(f"{directory}: no tensor {key}")
-        wanted.setdefault(files[key], []).append((key, tensor))
-    for file, tensors in wanted.items():
-        with _open(directory / file) as shard:
-            held = set(shard.keys())
-            for key, tensor in tensors:
-                if key not in held:
-                    raise ValueError(f"{directory / file}: no tensor {key}")
-                _copy(shard.get_tensor(key), tensor, f"{directory / file}: {key}")
+    with TensorFiles(directory) as stored:
+        if unknown := stored.keys - _all_keys(model):
+            raise ValueError(f"{directory}: unknown tensor {min(unknown)}")
+        for key, tensor in checkpoint_slices(model):
+            _copy(stored.get(key), tensor, f"{stored.file_of(key)}: {key}")
+
+
+class TensorFiles:
+    """The tensors of a checkpoint, read one at a time and only when asked for.
+
+    Args:
+        directory: holds safetensors; with an index, or without one.
+
+    Attributes:
+        keys: of all tensors.
+
+    Raises:
+        ValueError: there are none, or the index is none.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._files = _shard_of_key(directory)
+        self.keys = frozenset(self._files)
+        self._stack = ExitStack()
+        self._shards: dict[str, Any] = {}
+        self._held: dict[str, set[str]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._stack.close()
+
+    def file_of(self, key: str) -> Path:
+        """The file that a tensor lies in."""
+        return self._directory / self._files[key]
+
+    def get(self, key: str) -> Tensor:
+        """Read one tensor.
+
+        Raises:
+            FileNotFoundError: the file that the index names is missing.
+            ValueError: there is no such tensor, or its file is damaged.
+        """
+        if key not in self._files:
+            raise ValueError(f"{self._directory}: no tensor {key}")
+        path = self.file_of(key)
+        if path.name not in self._shards:
+            self._shards[path.name] = self._stack.enter_context(_open(path))
+            self._held[path.name] = set(self._shards[path.name].keys())
+        if key not in self._held[path.name]:
+            raise ValueError(f"{path}: no tensor {key}")
+        tensor: Tensor = self._shards[path.name].get_tensor(key)
+        return tensor
 
 
 def _all_keys(model: HybridModel) -> set[str]:

@@ -41,13 +41,13 @@ class RMSNorm(nn.Module):
 
 
 class ResidualMLP(nn.Module):
-    """The dense SwiGLU beside the MoE; its intermediate size is the hidden size."""
+    """The dense SwiGLU beside the MoE."""
 
     def __init__(self, config: MoEConfig) -> None:
         super().__init__()
-        self.w1 = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.w2 = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.w3 = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.w1 = nn.Linear(config.hidden_size, config.residual_size, bias=False)
+        self.w2 = nn.Linear(config.residual_size, config.hidden_size, bias=False)
+        self.w3 = nn.Linear(config.hidden_size, config.residual_size, bias=False)
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """`w2(silu(w1 x) * w3 x)`."""

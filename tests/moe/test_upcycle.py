@@ -1,0 +1,124 @@
+"""A dense checkpoint of transformers, upcycled, computes what transformers computes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from moe.attention import Documents
+from moe.hf import load_checkpoint, read_config
+from moe.model import HybridModel, PackedBatch
+from moe.upcycle import upcycle
+
+TOKENS = [3, 14, 15, 9, 2, 6, 5, 35, 8]
+
+# Two layers of four products each, sums of up to 40 terms, a softmax and two norms a layer, the head: some 2 x 8 + 2
+# stages, each rounding its at most 40 terms in another order than transformers does.
+TOLERANCE = 18 * 40 * 2**-24
+
+
+def dense_model(directory: Path, *, tied: bool) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=40,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        rope_theta=5000.0,
+        tie_word_embeddings=tied,
+        initializer_range=0.3,
+    )
+    model = LlamaForCausalLM(config).eval()
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    model.save_pretrained(directory)
+    return model
+
+
+def hybrid_model(directory: Path) -> HybridModel:
+    model = HybridModel(read_config(directory))
+    load_checkpoint(model, directory)
+    return model
+
+
+def logits(model: HybridModel) -> torch.Tensor:
+    batch = PackedBatch(torch.tensor(TOKENS), Documents.from_lengths([len(TOKENS)]), (len(TOKENS),))
+    out: torch.Tensor = model.lm_head(model(batch)[0])
+    return out
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_function_is_unchanged(tmp_path: Path, tied: bool) -> None:
+    dense = dense_model(tmp_path / "dense", tied=tied)
+    config = upcycle(tmp_path / "dense", tmp_path / "hybrid", num_experts=4, expert_intermediate_size=10)
+    assert (config.residual_size, config.num_experts, config.rope_theta) == (40, 4, 5000.0)
+    expected = dense(torch.tensor([TOKENS])).logits[0]
+    hybrid = hybrid_model(tmp_path / "hybrid")
+    bound = TOLERANCE * expected.abs().max().item()
+    torch.testing.assert_close(logits(hybrid), expected, rtol=0, atol=bound)
+
+    with torch.no_grad():
+        hybrid.layers[1].block_sparse_moe.experts.w2_EDF.fill_(1e-3)
+    assert (logits(hybrid) - expected).abs().max() > bound, "the comparison notices experts that say something"
+
+
+def test_experts_differ_and_learn_from_the_first_step(tmp_path: Path) -> None:
+    dense_model(tmp_path / "dense", tied=False)
+    upcycle(tmp_path / "dense", tmp_path / "hybrid", num_experts=4, top_k=4, expert_intermediate_size=10)
+    hybrid = hybrid_model(tmp_path / "hybrid")
+    experts = hybrid.layers[0].block_sparse_moe.experts
+    for first in range(4):
+        for second in range(first):
+            assert not torch.equal(experts.w13_EGD[first], experts.w13_EGD[second])
+    logits(hybrid).logsumexp(-1).sum().backward()  # type: ignore[no-untyped-call]
+    gradient_EDF = experts.w2_EDF.grad
+    assert gradient_EDF is not None
+    assert all(gradient_DF.any() for gradient_DF in gradient_EDF)
+
+
+def test_equal_seeds_give_equal_bytes(tmp_path: Path) -> None:
+    dense_model(tmp_path / "dense", tied=False)
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        upcycle(tmp_path / "dense", tmp_path / name, num_experts=2, expert_intermediate_size=10, seed=seed)
+    shard = "model-00000-00000.safetensors"
+    first, second, other = ((tmp_path / name / shard).read_bytes() for name in "abc")
+    assert first == second != other
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"model_type": "gpt2"}, "model_type is 'gpt2'"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"attention_bias": True}, "attention_bias is True"),
+        ({"head_dim": 5}, "head_dim 5"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope type is 'yarn'"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "rope type is 'linear'"),
+        ({"intermediate_size": 9}, "10 rows of an MLP that has 9"),
+    ],
+)
+def test_what_the_hybrid_cannot_compute_is_refused(tmp_path: Path, change: dict[str, object], reason: str) -> None:
+    dense_model(tmp_path, tied=False)
+    document = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(document | change))
+    with pytest.raises(ValueError, match=reason):
+        upcycle(tmp_path, tmp_path / "hybrid", num_experts=4, expert_intermediate_size=10)
+
+
+def test_the_command_says_what_came_out(tmp_path: Path) -> None:
+    dense_model(tmp_path / "dense", tied=False)
+    command = [sys.executable, "-m", "moe.upcycle", str(tmp_path / "dense"), str(tmp_path / "hybrid")]
+    done = subprocess.run([*command, "--num-experts", "4"], capture_output=True, text=True, check=True)
+    config = read_config(tmp_path / "hybrid")
+    assert done.stdout == f"{config.num_params():,} parameters, {config.num_active_params():,} active\n"
+    assert config.expert_intermediate_size == 24 * 19 // 28
