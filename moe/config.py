@@ -6,7 +6,7 @@ published Arctic `config.json`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 _HF_NAMES = {
@@ -36,11 +36,15 @@ _HF_FIXED = {
     "parallel_attn_mlp_res": True,
     "tie_word_embeddings": False,
     "attention_bias": False,
+    "attention_dropout": 0,
 }
 """Keys of `config.json` that this package supports at one value only."""
 
-_HF_NULL = ("rope_scaling", "rope_parameters", "sliding_window")
-"""Keys that change the attention in ways that this package does not compute, unless they are absent or null."""
+_HF_NULL = ("rope_scaling", "rope_parameters", "sliding_window", "quantization", "quantization_config")
+"""Keys that ask for what this package does not compute, unless they are absent or null."""
+
+_HF_OF_FILES = ("auto_map", "_name_or_path", "dtype", "torch_dtype", "transformers_version")
+"""Keys that speak of the files beside the config, not of the model: not true of a checkpoint written elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,9 @@ class MoEConfig:
     Every layer has attention, a dense residual MLP and a top-k MoE. The residual MLP's intermediate size is
     `hidden_size`, as published, unless `residual_intermediate_size` says otherwise: an upcycled model keeps its dense
     ancestor's, under a key of `config.json` that the published form does not have.
+
+    `kept` holds what else stood in the `config.json` that was read, such as token ids, to be written back; it decides
+    nothing here, and configs that differ in it are equal.
     """
 
     vocab_size: int = 32_000
@@ -65,6 +72,7 @@ class MoEConfig:
     norm_eps: float = 1e-5
     initializer_range: float = 0.02
     residual_intermediate_size: int | None = None
+    kept: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "num_experts", "top_k"):
@@ -113,14 +121,14 @@ class MoEConfig:
 
     def to_hf(self) -> dict[str, Any]:
         """The published form: the content of `config.json`."""
-        document = _HF_FIXED | {key: getattr(self, name) for name, key in _HF_NAMES.items()}
+        document = self.kept | _HF_FIXED | {key: getattr(self, name) for name, key in _HF_NAMES.items()}
         if self.residual_intermediate_size is not None:
             document[_HF_RESIDUAL] = self.residual_intermediate_size
         return document
 
     @classmethod
     def from_hf(cls, document: dict[str, Any]) -> MoEConfig:
-        """Read a published `config.json`.
+        """Read a published `config.json`, of either revision: 56 or 8 key-value heads.
 
         Raises:
             ValueError: a size is missing, or a key asks for what this package does not compute.
@@ -135,13 +143,17 @@ class MoEConfig:
         if missing:
             raise ValueError(f"config.json has no {missing[0]!r}")
         sizes = {name: document[key] for name, key in _HF_NAMES.items() if key in document}
-        return cls(**sizes, residual_intermediate_size=document.get(_HF_RESIDUAL))
+        read = {*_HF_NAMES.values(), *_HF_FIXED, *_HF_NULL, *_HF_OF_FILES, _HF_RESIDUAL}
+        kept = {key: value for key, value in document.items() if key not in read}
+        return cls(**sizes, residual_intermediate_size=document.get(_HF_RESIDUAL), kept=kept)
 
 
 _REQUIRED_HF_KEYS = {_HF_NAMES[f.name] for f in fields(MoEConfig) if f.type == "int" and f.name != "max_positions"}
 
 PRESETS: dict[str, MoEConfig] = {
     "arctic-480b": MoEConfig(),
+    "proxy-7b": MoEConfig(hidden_size=4480, num_heads=35, num_kv_heads=5, expert_intermediate_size=3040),
+    "proxy-2b": MoEConfig(hidden_size=2688, num_layers=27, num_heads=21, num_kv_heads=3, expert_intermediate_size=1824),
     "quickstart": MoEConfig(
         vocab_size=4096,
         hidden_size=128,
@@ -152,4 +164,11 @@ PRESETS: dict[str, MoEConfig] = {
         num_experts=8,
     ),
 }
-"""Architectures by name. `quickstart` is Arctic scaled down until two CPU cores train it in about two minutes."""
+"""Architectures by name.
+
+The proxies, for ablations over data mixes, are designs of ours: Arctic made narrower with all of its ratios kept (head
+width 128, 7 query heads a key-value head, experts of 19/28 of the width, 128 experts, top 2), which allows widths in
+steps of 896. `proxy-7b` is 5/8 as wide and as deep: 6.86B parameters active of 187.1B. `proxy-2b` is 3/8 as wide, and
+27 layers deep so as to come to 2.00B active, of 52.0B. `quickstart` is small enough for two CPU cores to train it in
+about two minutes.
+"""

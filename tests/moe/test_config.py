@@ -26,8 +26,47 @@ def test_arctic_has_the_published_size() -> None:
     assert round(arctic.num_dense_params() / 1e9, 2) == 9.96
 
 
-def test_config_survives_the_published_form() -> None:
-    config = PRESETS["quickstart"]
+@pytest.mark.parametrize(
+    ("name", "active", "total", "width"), [("proxy-7b", 6.86, 187.1, 5 / 8), ("proxy-2b", 2.00, 52.0, 3 / 8)]
+)
+def test_proxies_are_arctic_made_narrower(name: str, active: float, total: float, width: float) -> None:
+    arctic, proxy = PRESETS["arctic-480b"], PRESETS[name]
+    assert round(proxy.num_active_params() / 1e9, 2) == active
+    assert round(proxy.num_params() / 1e9, 1) == total
+    for size in ("hidden_size", "num_heads", "num_kv_heads", "expert_intermediate_size"):
+        assert getattr(proxy, size) == width * getattr(arctic, size)
+    assert (proxy.head_dim, proxy.num_experts, proxy.top_k) == (128, 128, 2)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_config_survives_the_published_form(name: str) -> None:
+    config = PRESETS[name]
+    assert MoEConfig.from_hf(config.to_hf()) == config
+
+
+@pytest.mark.parametrize("num_kv_heads", [8, 56])
+def test_both_published_revisions_are_read_and_no_key_is_lost(num_kv_heads: int) -> None:
+    arctic = PRESETS["arctic-480b"].to_hf() | {"num_key_value_heads": num_kv_heads}
+    others = {"bos_token_id": 31998, "eos_token_id": 31999, "router_aux_loss_coef": 0.001, "moe_token_dropping": True}
+    of_files = {"torch_dtype": "bfloat16", "auto_map": {"AutoConfig": "configuration_arctic.ArcticConfig"}}
+    config = MoEConfig.from_hf(arctic | others | of_files | {"rope_scaling": None, "quantization": None})
+    assert config.num_kv_heads == num_kv_heads
+    assert config.to_hf() == arctic | others
+
+
+def test_a_residual_mlp_of_another_size_is_counted_built_and_written() -> None:
+    config = MoEConfig(
+        vocab_size=30,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+        num_experts=2,
+        residual_intermediate_size=24,
+    )
+    model = HybridModel(config)
+    assert model.layers[0].residual_mlp.w2.weight.shape == (16, 24)
+    assert config.num_params() == sum(parameter.numel() for parameter in model.parameters())
     assert MoEConfig.from_hf(config.to_hf()) == config
 
 
