@@ -41,7 +41,8 @@ class Event(BaseModel):
 
     `data` by type:
         stage.progress: `task`, `done`, `total` (null when unknown), `unit`.
-        stage.finished: `duration_s`, `reused` (true when an earlier result served), `summary`.
+        stage.finished: `duration_s` (of this start of it), `reused` (an earlier start had done it), `summary`. After a
+            restart it may come again, `reused` then.
         rows.skipped: `count`, `path` (of the whole list), `rows` (the first ones: `source`, `file`, `row`, `reason`).
         train.started: `start_step`, `total_steps`, `workers` (of `rank`, `pid`, `node_id`).
         train.step: `step` (1-based), `total_steps`, `epoch`, `loss` (nats per trained token), `learning_rate`,
@@ -49,8 +50,9 @@ class Event(BaseModel):
             `balance_loss_per_layer`, `eta_s`, and others that readers may ignore.
         checkpoint.saved: `step`, `path` (below the run's `checkpoints/`; only the newest ones are kept).
         eval.held_out: `when` (before, after), `step`, `loss` (nats per trained token, by category).
-        eval.samples: `when`, `step`, `samples` (of `prompt`, `completion`).
-        job.failed: `code`, `fault`, `message`, `field`.
+        eval.samples: `when`, `step`, `samples` (of `prompt`, `completion`). Both evaluations may come twice, the same,
+            when a worker dies at that moment.
+        job.failed: `code`, `fault`, `field`; the reason is the event's `message`.
         job.finished: `report` (the path of the report).
     """
 
