@@ -1,11 +1,11 @@
-# Everything a newcomer or CI runs. Needs Python 3.11, make and a C++ compiler, nothing else.
+# Everything a newcomer or CI runs. Needs Python 3.11 and make, nothing else.
 
 PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock run serve check format test test-fast clean
+.PHONY: help install lock run serve check format test test-fast bench clean
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -54,6 +54,9 @@ test: $(INSTALLED) ## Run all tests
 
 test-fast: $(INSTALLED) ## Run the tests that need no cluster and take seconds
 	$(BIN)/pytest -m "not ray and not slow"
+
+bench: $(INSTALLED) ## Measure one MoE layer beside its peers and its floor
+	$(BIN)/python benchmarks/moe/layer.py
 
 clean: ## Remove what was made here, the installed packages too
 	rm -rf .venv .sleddog examples/quickstart-data

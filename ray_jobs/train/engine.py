@@ -29,6 +29,18 @@ if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
 
+def _import_deepspeed() -> Any:
+    """DeepSpeed, without its shared-memory reduction for CPUs.
+
+    That one is compiled at its first use, under a lock file; a worker killed meanwhile leaves the file behind, and
+    every later job on the machine waits for it for ever. gloo reduces as well, and needs no compiler.
+    """
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
 def expert_parallel_group(size: int) -> ExpertParallel:
     """The group of consecutive workers that share the experts; all workers must call.
 
@@ -37,7 +49,7 @@ def expert_parallel_group(size: int) -> ExpertParallel:
     """
     if size == 1:
         return ExpertParallel()
-    import deepspeed
+    deepspeed = _import_deepspeed()
     from deepspeed.utils import groups
 
     deepspeed.init_distributed(dist_backend=dist.get_backend(), dist_init_required=False)
@@ -115,8 +127,7 @@ def build_engine(step: TrainingStep, spec: JobSpec) -> DeepSpeedEngine:
         step: holds the model, weights filled in; frozen parameters already marked.
         spec: the job's.
     """
-    import deepspeed
-
+    deepspeed = _import_deepspeed()
     parallel = step.model.parallel
     if parallel.size > 1:
         _mark_experts(step, parallel.size)

@@ -193,6 +193,7 @@ class Worker:
         saved = ray.train.get_checkpoint()
         assert saved is not None, "reporting a checkpoint makes it the newest"
         self._emit("checkpoint.saved", "train", step=step, path="/".join(saved.path.split("/")[-2:]))
+        self._flush()
 
     def evaluate(self, when: str, step: int) -> None:
         """Measure the held-out loss and answer the prompts, before or after training.

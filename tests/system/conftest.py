@@ -91,7 +91,7 @@ def system(ray_jobs: RayJobs, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.fixture
 def long_document(job_document: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     """A spec of some hundred short steps, time enough to interfere; its third row is none."""
-    rows = [f'{{"prompt": "What is {n} times 3?", "completion": "It is {3 * n}."}}\n' for n in range(250)]
+    rows = [f'{{"prompt": "What is {n} times 3?", "completion": "It is {3 * n}."}}\n' for n in range(200)]
     rows.insert(2, '{"prompt": "What is love?"}\n')
     (tmp_path / "products.jsonl").write_text("".join(rows))
     job_document["data"]["sources"][0]["uri"] = f"file://{tmp_path}/products.jsonl"

@@ -59,7 +59,7 @@ def assert_resumed_from_the_last_checkpoint(system: System, job_id: str) -> None
             taken.append(event.data["step"])
     [first, (start_step, last_saved, num_taken)] = starts
     assert first == (0, 0, 0)
-    assert start_step == last_saved > 0
+    assert start_step >= last_saved > 0, "a checkpoint may be whole without its event having come out"
     assert taken[:num_taken] == list(range(1, num_taken + 1))
     assert taken[num_taken:] == list(range(start_step + 1, taken[-1] + 1))
     assert taken[-1] == system.client.jobs.get(job_id).progress.total_steps
@@ -93,7 +93,7 @@ def test_a_job_runs_to_its_report(system: System, undisturbed: str) -> None:
     assert train["balance_loss"] == pytest.approx(sum(train["balance_loss_per_layer"]))
     assert [sample["prompt"] for sample in report["samples"]] == ["What is 3 plus 1?"]
     assert report["export"]["verified"]
-    assert "DeepSpeed" in system.client.jobs.logs(undisturbed)
+    assert "RayTrainWorker" in system.client.jobs.logs(undisturbed)
 
 
 def test_a_skipped_row_is_counted_and_listed(system: System, undisturbed: str) -> None:
@@ -102,7 +102,7 @@ def test_a_skipped_row_is_counted_and_listed(system: System, undisturbed: str) -
     assert event.data["count"] == 1
     assert (row["source"], row["row"], row["reason"]) == ("sums", 3, "no field 'completion'")  # type: ignore[call-overload, index]
     [source] = system.client.jobs.report(undisturbed)["data"]["sources"]
-    assert (source["rows_read"], source["rows_rejected"], source["rows_kept"]) == (251, 1, 250)
+    assert (source["rows_read"], source["rows_rejected"], source["rows_kept"]) == (201, 1, 200)
 
 
 def test_saved_checkpoints_lie_where_their_events_say(system: System, undisturbed: str) -> None:
@@ -143,8 +143,22 @@ def test_the_command_line_shows_what_the_service_knows(
     assert CliRunner().invoke(app, ["cancel", undisturbed]).exit_code == 1
 
 
-def test_the_export_is_a_whole_checkpoint_and_starts_another_job(
-    system: System, undisturbed: str, long_document: dict[str, Any]
+def run_by_example(system: System, command: list[str], document: dict[str, Any], directory: Path) -> str:
+    """Run a job by one of the examples; returns its id."""
+    spec = directory / "spec.json"
+    spec.write_text(json.dumps(document))
+    environment = os.environ | {"SLEDDOG_URL": system.url, "SLEDDOG_API_KEY": system.api_key}
+    done = subprocess.run(
+        [*command, str(spec)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    [job] = system.client.jobs.list(limit=1).data
+    assert job.run_url in done.stdout, "the report names the checkpoint"
+    return job.id
+
+
+def test_the_export_is_a_whole_checkpoint_and_starts_another_job_by_the_python_example(
+    system: System, undisturbed: str, long_document: dict[str, Any], tmp_path: Path
 ) -> None:
     directory = Path(system.client.jobs.report(undisturbed)["export"]["path"])
     config = read_config(directory)
@@ -153,7 +167,7 @@ def test_the_export_is_a_whole_checkpoint_and_starts_another_job(
     assert {"tokenizer.json", "generation_config.json", "config.json"} <= {path.name for path in directory.iterdir()}
     long_document["model"] = {"base": str(directory)}
     long_document["train"] |= {"max_steps": 2, "freeze_moe": True}
-    again = system.run(JobSpec.model_validate(long_document))
+    again = run_by_example(system, [sys.executable, "examples/quickstart.py"], long_document, tmp_path)
     report, first = system.client.jobs.report(again), system.client.jobs.report(undisturbed)
     assert report["held_out"]["before"]["math"] == pytest.approx(first["held_out"]["after"]["math"], rel=1e-6)
     before, after = exported(system, undisturbed), exported(system, again)
@@ -225,21 +239,12 @@ def test_a_row_without_an_assistant_turn_stops_the_job_before_training(
     assert not [event for event in system.client.jobs.events(job.id).data if event.type == "train.started"]
 
 
-@pytest.mark.parametrize("command", [["bash", "examples/quickstart.sh"], [sys.executable, "examples/quickstart.py"]])
-def test_the_examples_run_a_job_and_reuse_prepared_data(
-    system: System, undisturbed: str, long_document: dict[str, Any], tmp_path: Path, command: list[str]
+def test_the_curl_example_runs_a_job_on_the_data_prepared_before(
+    system: System, undisturbed: str, long_document: dict[str, Any], tmp_path: Path
 ) -> None:
-    if command[0] == "bash" and shutil.which("curl") is None:
+    if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     long_document["train"]["max_steps"] = 1
-    spec = tmp_path / "spec.json"
-    spec.write_text(json.dumps(long_document))
-    environment = os.environ | {"SLEDDOG_URL": system.url, "SLEDDOG_API_KEY": system.api_key}
-    done = subprocess.run(
-        [*command, str(spec)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    [job] = system.client.jobs.list(limit=1).data
-    assert job.id != undisturbed
-    assert job.run_url in done.stdout, "the report names the checkpoint"
-    assert system.client.jobs.report(job.id)["stages"][0]["reused"]
+    job_id = run_by_example(system, ["bash", "examples/quickstart.sh"], long_document, tmp_path)
+    assert job_id != undisturbed
+    assert system.client.jobs.report(job_id)["stages"][0]["reused"]

@@ -46,12 +46,6 @@ def one_worker_raises(config: dict[str, Any]) -> None:
     dist.barrier()
 
 
-def one_worker_dies_once(config: dict[str, Any]) -> None:
-    """An error that is nobody's on purpose, such as one of CUDA."""
-    if _start_noted(config["run_url"]) == 0 and dist.get_rank() == 1:
-        raise RuntimeError("out of memory")
-
-
 @ray.remote(num_cpus=1)
 class Squatter:
     """Takes the room of a worker."""
@@ -84,10 +78,10 @@ def run_workers(work: Any, directory: Path) -> dict[str, Any]:
 
 
 def attempts(directory: Path) -> list[dict[str, Any]]:
-    """Three attempts of a job: from nothing, from before its last evaluation, from before its report."""
+    """Two attempts of a job: from nothing, and from when its last evaluation and its report were lost."""
     run, outcomes = RunDirectory(str(directory)), []
-    for attempt, lost in enumerate([(), (HELD_OUT_FILE.format(when="after"), "export.json"), ()], 1):
-        for name in (*lost, REPORT_FILE):
+    for attempt in (1, 2):
+        for name in (HELD_OUT_FILE.format(when="after"), REPORT_FILE):
             (directory / name).unlink(missing_ok=True)
         with EventWriter(run, "driver", attempt) as events:
             run_job(run, run.read_spec(), events, attempt)
@@ -109,7 +103,7 @@ def main() -> None:
     if case == "attempts":
         outcome: Any = attempts(directory)
     else:
-        workers = {work.__name__: work for work in (one_worker_raises, one_worker_dies_once, the_room_is_taken)}
+        workers = {work.__name__: work for work in (one_worker_raises, the_room_is_taken)}
         outcome = run_workers(workers[case], directory)
     ray.shutdown()
     (directory / "outcome.json").write_text(json.dumps(outcome))

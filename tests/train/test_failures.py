@@ -84,14 +84,6 @@ def test_an_error_of_one_worker_ends_the_run_at_once(document: dict[str, Any], t
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_an_accident_of_one_worker_restarts_the_group(document: dict[str, Any], tmp_path: Path) -> None:
-    outcome = drive("one_worker_dies_once", tmp_path / "run", document)
-    assert outcome["error"] is None
-    assert outcome["starts"] == 2
-
-
-@pytest.mark.ray
-@pytest.mark.slow
 def test_a_group_that_finds_no_room_again_ends_the_run(document: dict[str, Any], tmp_path: Path) -> None:
     outcome = drive("the_room_is_taken", tmp_path / "run", document)
     assert (outcome["error"], outcome["field"]) == ("placement_timeout", "parallel.num_workers")
@@ -102,15 +94,14 @@ def test_a_group_that_finds_no_room_again_ends_the_run(document: dict[str, Any],
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_later_attempt_does_only_what_is_left(document: dict[str, Any], tmp_path: Path) -> None:
-    first, second, third = drive("attempts", tmp_path / "run", document)
+    first, second = drive("attempts", tmp_path / "run", document)
     total = first["report"]["train"]["planned_steps"]
-    assert [outcome["steps"] for outcome in (first, second, third)] == [total, 0, 0]
-    assert [outcome["evaluations"] for outcome in (first, second, third)] == [["before", "after"], ["after"], []]
+    assert [outcome["steps"] for outcome in (first, second)] == [total, 0]
+    assert [outcome["evaluations"] for outcome in (first, second)] == [["before", "after"], ["after"]]
     stages = ("prepare", "train", "evaluate", "export")
     assert first["reused"] == dict.fromkeys(stages, False)
-    assert second["reused"] == {"prepare": True, "train": True, "evaluate": False, "export": False}
-    assert third["reused"] == dict.fromkeys(stages, True)
-    assert second["report"]["export"]["attempt"] == third["report"]["export"]["attempt"] == 2
-    assert third["report"]["held_out"] == first["report"]["held_out"], "the same weights were evaluated"
-    assert [stage["stage"] for stage in third["report"]["stages"]] == list(stages)
-    assert third["report"]["train"]["steps_taken_twice"] == 0
+    assert second["reused"] == {"prepare": True, "train": True, "evaluate": False, "export": True}
+    assert second["report"]["export"] == first["report"]["export"]
+    assert second["report"]["held_out"] == first["report"]["held_out"], "the same weights were evaluated"
+    assert [stage["stage"] for stage in second["report"]["stages"]] == list(stages)
+    assert second["report"]["train"]["steps_taken_twice"] == 0
