@@ -1,13 +1,26 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from moe.hf import INDEX_FILE, CheckpointWriter, checkpoint_slices, finish_checkpoint, load_checkpoint, read_config
+from moe.dispatch import ExpertParallel
+from moe.hf import (
+    INDEX_FILE,
+    CheckpointWriter,
+    TensorFiles,
+    checkpoint_slices,
+    finish_checkpoint,
+    load_checkpoint,
+    read_config,
+)
+from moe.init import initialize
 from moe.model import HybridModel
 from tests.moe.conftest import TINY
 
@@ -84,3 +97,77 @@ def test_a_truncated_shard_is_named(written: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(ValueError, match=shard.name):
         load_checkpoint(HybridModel(TINY), written)
+
+
+class SecondHalf(ExpertParallel):
+    """The place of process 1 of 2, without the other."""
+
+    size = 2  # type: ignore[assignment]
+    rank = 1  # type: ignore[assignment]
+
+
+def test_a_process_reads_its_own_experts_and_the_dense_part_only(
+    model: HybridModel, written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    get = TensorFiles.get
+    monkeypatch.setattr(TensorFiles, "get", lambda self, key: read.append(key) or get(self, key))
+    half = HybridModel(TINY, SecondHalf())
+    load_checkpoint(half, written)
+    experts = {int(key.split(".experts.")[1].split(".")[0]) for key in read if ".experts." in key}
+    assert experts == {2, 3}
+    assert len(read) == len(set(read)) == sum(1 for _ in checkpoint_slices(model)) - 2 * 2 * 3
+    for theirs, mine in zip(model.layers, half.layers, strict=True):
+        assert torch.equal(mine.block_sparse_moe.experts.w13_EGD, theirs.block_sparse_moe.experts.w13_EGD[2:])
+
+
+LOAD = """
+import sys, torch
+from pathlib import Path
+import moe.hf
+from moe.model import HybridModel
+
+directory, kept = Path(sys.argv[1]), [] if sys.argv[2] == "keep" else None
+torch.set_num_threads(1)
+model = HybridModel(moe.hf.read_config(directory))
+for parameter in model.parameters():
+    torch.nn.init.zeros_(parameter)  # has its memory from here on
+
+def memory():
+    return next(1024 * int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
+
+before, most, copy = memory(), 0, moe.hf._copy
+
+def watched(source, target, where):
+    global most
+    if kept is not None:
+        kept.append(source.clone())
+    copy(source, target, where)
+    most = max(most, memory())
+
+moe.hf._copy = watched
+moe.hf.load_checkpoint(model, directory)
+print(most - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_loading_takes_the_memory_of_about_one_tensor(tmp_path: Path) -> None:
+    """At most 1.5 times the largest, of 16 MiB, beside the model; keeping all would take 3.5 times."""
+    config = replace(TINY, hidden_size=256, vocab_size=16 * 1024, expert_intermediate_size=1024)
+    writer = CheckpointWriter(tmp_path, part=0)
+    model = HybridModel(config)
+    initialize(model, seed=0)
+    for key, tensor in checkpoint_slices(model):
+        writer.add(key, tensor)
+    writer.flush()
+    finish_checkpoint(tmp_path, config, torch.float32, writer.weight_map, writer.num_bytes)
+    largest = 16 * 2**20
+    assert writer.num_bytes > 3.5 * largest
+
+    def growth(mode: str) -> int:
+        command = [sys.executable, "-c", LOAD, str(tmp_path), mode]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    assert growth("as it is") < 1.5 * largest
+    assert growth("keep") > 3 * largest
