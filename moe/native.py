@@ -1,9 +1,7 @@
-"""The experts' kernel for CPUs, `swiglu.cpp`: compiled for this processor at its first use, then kept.
+"""The experts' kernel for CPUs, `swiglu.cpp`, as `moe.blocks.Blocks`.
 
 The processor must have AVX-512 (and AVX512-BF16 for bf16) and the machine a C++ compiler; elsewhere the experts are
-computed by PyTorch's products. The library is kept in the user's cache directory under the hash of all that it depends
-on, so a home directory that unlike machines share is no trouble. Several processes may compile at once: each writes a
-file of its own and renames it, and one that is killed leaves nothing that another would wait for.
+computed by PyTorch's products.
 
 Shapes: as in `moe.blocks`.
 """
@@ -11,14 +9,6 @@ Shapes: as in `moe.blocks`.
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import logging
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -29,14 +19,11 @@ import torch
 from torch import Tensor
 
 from moe.blocks import Backward, Forward
+from moe.compiler import load_or_none
 from moe.threads import for_parts
 
 SOURCE = Path(__file__).with_name("swiglu.cpp")
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-w")
-COMPILE_TIMEOUT_S = 120
 _SUFFIXES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,7 +75,9 @@ def kernel_blocks(x_MD: Tensor, intermediate_size: int) -> KernelBlocks | None:
 
 @cache
 def _load(suffix: str) -> KernelBlocks | None:
-    library = _library()
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return None
+    library = load_or_none(SOURCE, "PyTorch computes the experts, in up to 3 times the time")
     if library is None or not hasattr(library, f"swiglu_forward_{suffix}"):
         return None
     number, pointer = ctypes.c_int64, ctypes.c_void_p
@@ -99,57 +88,3 @@ def _load(suffix: str) -> KernelBlocks | None:
     advise = library.advise_huge_pages
     advise.argtypes, advise.restype = [pointer, number], None
     return KernelBlocks(forward, backward, advise)
-
-
-@cache
-def _library() -> ctypes.CDLL | None:
-    if torch.backends.cpu.get_cpu_capability() != "AVX512":
-        return None
-    try:
-        return ctypes.CDLL(str(compiled()))
-    except (OSError, subprocess.SubprocessError) as error:
-        reason = getattr(error, "stderr", None) or error
-        log.warning("%s cannot be had; PyTorch computes the experts, in up to 3 times the time: %s", SOURCE, reason)
-        return None
-
-
-def compiled() -> Path:
-    """The library's file, compiled now unless it was before.
-
-    Raises:
-        OSError: there is no compiler, or the cache directory cannot be written.
-        subprocess.SubprocessError: the compiler failed or took too long.
-    """
-    compiler = shlex.split(os.environ.get("CXX") or shutil.which("c++") or shutil.which("clang++") or "g++")
-    path = cache_directory() / f"swiglu-{_identity(compiler)}.so"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as directory:
-            built = Path(directory) / path.name
-            _run([*compiler, *FLAGS, str(SOURCE), "-o", str(built)])
-            built.replace(path)
-    return path
-
-
-def cache_directory() -> Path:
-    """Where compiled kernels are kept: `sleddog` below `$XDG_CACHE_HOME`, by default `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sleddog"
-
-
-def _identity(compiler: list[str]) -> str:
-    """Hash of source, flags, compiler and processor."""
-    parts = [SOURCE.read_text(), " ".join(FLAGS), _run([*compiler, "--version"]), _processor()]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
-def _processor() -> str:
-    """Its name and abilities, which `-march=native` depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except FileNotFoundError:  # no Linux
-        return platform.processor()
-    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
-
-
-def _run(command: list[str]) -> str:
-    return subprocess.run(command, capture_output=True, check=True, text=True, timeout=COMPILE_TIMEOUT_S).stdout  # noqa: S603

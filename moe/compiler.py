@@ -1,0 +1,81 @@
+"""C++ kernels for this machine's processor: compiled at their first use, then kept.
+
+A library is kept in the user's cache directory under the hash of all that it depends on, so a home directory that
+unlike machines share is no trouble. Several processes may compile at once: each writes a file of its own and renames
+it, and one that is killed leaves nothing that another would wait for. Standard library only, for light processes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-w")
+COMPILE_TIMEOUT_S = 120
+
+log = logging.getLogger(__name__)
+
+
+def load_or_none(source: Path, instead: str) -> ctypes.CDLL | None:
+    """The compiled library; where it cannot be had, None and a warning in the log.
+
+    Args:
+        source: a C++ file with `extern "C"` functions.
+        instead: for the warning: what is done without the library, and at what cost.
+    """
+    try:
+        return ctypes.CDLL(str(compiled(source)))
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = getattr(error, "stderr", None) or error
+        log.warning("%s cannot be had; %s: %s", source, instead, reason)
+        return None
+
+
+def compiled(source: Path) -> Path:
+    """The library's file, compiled now unless it was before.
+
+    Raises:
+        OSError: there is no compiler, or the cache directory cannot be written.
+        subprocess.SubprocessError: the compiler failed or took too long.
+    """
+    compiler = shlex.split(os.environ.get("CXX") or shutil.which("c++") or shutil.which("clang++") or "g++")
+    path = cache_directory() / f"{source.stem}-{_identity(compiler, source)}.so"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as directory:
+            built = Path(directory) / path.name
+            _run([*compiler, *FLAGS, str(source), "-o", str(built)])
+            built.replace(path)
+    return path
+
+
+def cache_directory() -> Path:
+    """Where libraries are kept: `sleddog` below `$XDG_CACHE_HOME`, by default `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sleddog"
+
+
+def _identity(compiler: list[str], source: Path) -> str:
+    """Hash of source, flags, compiler and processor."""
+    parts = [source.read_text(), " ".join(FLAGS), _run([*compiler, "--version"]), _processor()]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _processor() -> str:
+    """Its name and abilities, which `-march=native` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except FileNotFoundError:  # no Linux
+        return platform.processor()
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+
+
+def _run(command: list[str]) -> str:
+    return subprocess.run(command, capture_output=True, check=True, text=True, timeout=COMPILE_TIMEOUT_S).stdout  # noqa: S603

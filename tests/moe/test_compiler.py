@@ -1,0 +1,66 @@
+"""How C++ kernels are come by: compiled once, and done without where that cannot be."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from moe import compiler, native
+
+needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A library of one function; the cache is empty."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "seven.cpp"
+    path.write_text('extern "C" int seven() { return 7; }')
+    return path
+
+
+@needs_compiler
+def test_a_library_is_compiled_once_for_all_it_depends_on(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = compiler.compiled(source)
+    assert ctypes.CDLL(str(path)).seven() == 7
+    written = path.stat().st_mtime_ns
+    assert compiler.compiled(source) == path
+    assert path.stat().st_mtime_ns == written
+    assert list(compiler.cache_directory().iterdir()) == [path], "nothing is left lying about"
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(compiler, "_processor", lambda: "another one")
+        assert compiler.compiled(source) != path
+    source.write_text('extern "C" int seven() { return 6 + 1; }')
+    assert compiler.compiled(source) != path
+
+
+@pytest.mark.parametrize("command", ["false", "no-such-compiler", "false --with 'an argument'"])
+def test_without_a_working_compiler_the_log_says_what_is_done_instead(
+    command: str, source: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CXX", command)
+    with caplog.at_level(logging.WARNING):
+        assert compiler.load_or_none(source, "we count by hand") is None
+    assert "we count by hand" in caplog.text
+
+
+@needs_compiler
+def test_what_the_compiler_said_is_in_the_log(source: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source.write_text("int main( {")
+    with pytest.raises(subprocess.SubprocessError):
+        compiler.compiled(source)
+    with caplog.at_level(logging.WARNING):
+        assert compiler.load_or_none(source, "") is None
+    assert "seven.cpp:1" in caplog.text
+
+
+def test_other_types_and_odd_widths_are_left_to_pytorch() -> None:
+    assert native.kernel_blocks(torch.ones(2, 4, dtype=torch.float64), 6) is None
+    assert native.kernel_blocks(torch.ones(2, 4, dtype=torch.bfloat16), 5) is None
+    assert native.kernel_blocks(torch.ones(2, 5, dtype=torch.bfloat16), 6) is None
