@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from moe.attention import Documents, LayerCache
+from moe.attention import Documents, LayerCache, Spans
 from moe.dispatch import ExpertParallel
 from moe.model import HybridModel, PackedBatch
 
@@ -33,7 +33,8 @@ def generate(model: HybridModel, prompt: list[int], max_new_tokens: int, stop_to
     while len(answer) < max_new_tokens:
         start = caches[0].num_tokens
         positions_T = torch.arange(start, start + len(tokens), device=device)
-        batch = PackedBatch(torch.tensor(tokens, device=device), Documents((len(tokens),), positions_T), (len(tokens),))
+        documents = Documents((len(tokens),), positions_T, Spans((start + len(tokens),), device))
+        batch = PackedBatch(torch.tensor(tokens, device=device), documents, (len(tokens),))
         hidden_TD, _ = model(batch, caches)
         token = _agreed(model.lm_head(hidden_TD[-1]).argmax(), model.parallel)
         if token == stop_token:
