@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from moe.attention import Attention, Documents, LayerCache, rotary_table
 from moe.balance import LayerBalance, layer_balance
@@ -117,13 +118,17 @@ class HybridModel(nn.Module):
     Args:
         config: the architecture.
         parallel: the processes that share the experts; this one holds its part of them only.
+        activation_checkpointing: keep only each layer's input for the backward pass, which computes the layer anew.
 
     Weights are uninitialised: fill them with `moe.init.initialize` or `moe.hf.load_checkpoint`.
     """
 
-    def __init__(self, config: MoEConfig, parallel: ExpertParallel | None = None) -> None:
+    def __init__(
+        self, config: MoEConfig, parallel: ExpertParallel | None = None, *, activation_checkpointing: bool = False
+    ) -> None:
         super().__init__()
         self.config = config
+        self._activation_checkpointing = activation_checkpointing
         self.parallel = parallel or ExpertParallel()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(HybridLayer(config, self.parallel) for _ in range(config.num_layers))
@@ -145,8 +150,15 @@ class HybridModel(nn.Module):
         """
         x_TD = self.embed_tokens(batch.tokens_T)
         rotary = rotary_table(self.config, batch.documents.positions_T, x_TD.dtype)
+        recompute = self._activation_checkpointing and torch.is_grad_enabled()
         balances = []
         for index, layer in enumerate(self.layers):
-            x_TD, balance = layer(x_TD, batch, rotary, caches[index] if caches else None)
+            arguments = (x_TD, batch, rotary, caches[index] if caches else None)
+            if recompute:
+                # Repeats the layer's collectives in the backward pass. All processes record the same operations, and so
+                # go back in the same order, also through these. Nothing is random: there is no state to restore.
+                x_TD, balance = checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x_TD, balance = layer(*arguments)
             balances.append(balance)
         return self.norm(x_TD), balances

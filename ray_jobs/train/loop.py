@@ -138,7 +138,11 @@ class Worker:
     def _build_engine(self) -> DeepSpeedEngine:
         parallel = expert_parallel_group(self.spec.parallel.expert_parallel_size)
         with torch.device(self.device):
-            model = HybridModel(model_config(self.spec, len(self.tokenizer)), parallel)
+            model = HybridModel(
+                model_config(self.spec, len(self.tokenizer)),
+                parallel,
+                activation_checkpointing=self.spec.train.activation_checkpointing,
+            )
         load_base(model, self.spec)
         if self.spec.train.freeze_moe:
             freeze_moe(model)

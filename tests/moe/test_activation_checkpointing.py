@@ -1,0 +1,90 @@
+"""Layers computed anew in the backward pass: the same gradients from fewer kept bytes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+import moe.model
+from moe.dispatch import ExpertParallel
+from moe.model import HybridModel
+from tests.moe.conftest import TINY, tiny_model
+from tests.moe.test_parity import LENGTHS, TOKENS, packed
+
+
+def gradients(parallel: ExpertParallel | None, tokens_T: Tensor, *, recompute: bool) -> tuple[dict[str, Tensor], int]:
+    """Gradients of a loss that reaches every weight, and how often a layer was entered."""
+    model, entered = tiny_model(parallel), 0
+    model._activation_checkpointing = recompute
+
+    def count(*_: object) -> None:
+        nonlocal entered
+        entered += 1
+
+    for layer in model.layers:
+        layer.register_forward_pre_hook(count)
+    hidden_TD, balances = model(packed(LENGTHS, tokens_T))
+    loss = model.lm_head(hidden_TD).square().sum() + sum(balance.loss_sum for balance in balances)
+    loss.backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}, entered  # type: ignore[misc]
+
+
+def assert_same_bits(parallel: ExpertParallel | None, tokens_T: Tensor) -> None:
+    kept, entered_once = gradients(parallel, tokens_T, recompute=False)
+    recomputed, entered_twice = gradients(parallel, tokens_T, recompute=True)
+    assert (entered_once, entered_twice) == (TINY.num_layers, 2 * TINY.num_layers)
+    for name, gradient in kept.items():
+        assert torch.equal(recomputed[name], gradient), name
+
+
+def test_gradients_are_the_same_bits() -> None:
+    assert_same_bits(None, TOKENS)
+
+
+def _compare_gradients(rank: int, directory: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    assert_same_bits(ExpertParallel(dist.group.WORLD), TOKENS.roll(rank))
+    dist.destroy_process_group()
+
+
+def test_gradients_are_the_same_bits_when_two_processes_share_the_experts(tmp_path: Path) -> None:
+    """One that repeated its collectives in another order would wait for ever, or get the other's rows."""
+    torch.multiprocessing.spawn(_compare_gradients, (str(tmp_path),), nprocs=2)
+
+
+def kept_bytes(num_layers: int, *, recompute: bool) -> int:
+    """Bytes that a forward pass keeps for the backward pass, weights left out."""
+    model = HybridModel(replace(TINY, num_layers=num_layers), activation_checkpointing=recompute)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)  # else its address could be another's later
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(packed(LENGTHS, TOKENS))
+    sizes = {storage.data_ptr(): storage.nbytes() for storage in (tensor.untyped_storage() for tensor in kept)}
+    return sum(size for address, size in sizes.items() if address not in weights)
+
+
+def test_a_layer_keeps_its_input_only() -> None:
+    input_bytes = 4 * len(TOKENS) * TINY.hidden_size
+    assert kept_bytes(3, recompute=True) - kept_bytes(2, recompute=True) == input_bytes
+    # three norms, attention, MLP and experts each keep their own input, and more
+    assert kept_bytes(3, recompute=False) - kept_bytes(2, recompute=False) > 6 * input_bytes
+
+
+@torch.no_grad()
+def test_nothing_is_wrapped_when_there_is_no_backward_pass(model: HybridModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moe.model, "checkpoint", None)
+    model._activation_checkpointing = True
+    model(packed(LENGTHS, TOKENS))
