@@ -7,14 +7,15 @@ Two ways to the same result. `varlen_attention` leaves all documents to one kern
 `document_attention` calls scaled dot-product attention for each document: the way on CPUs, which lack that kernel. A
 block mask over the whole row would cost O(T^2) instead of O(sum of L^2).
 
-Shapes: T tokens of all documents, S keys (the T tokens themselves, or all that a cache holds), L tokens and R keys of
-one document, P tokens cached before, N documents, B = N + 1 borders, D hidden, H heads, G key-value heads, Q = H / G
+Shapes: T tokens of all documents, S rows of keys (the T tokens' own, or the N x C rows of a cache), L tokens and R keys
+of one document, C rows of its slot, N documents, B = N + 1 borders, D hidden, H heads, G key-value heads, Q = H / G
 heads of a group, K head width.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -28,22 +29,27 @@ class Spans:
     """Rows of each document in a flat tensor, as the host and as a kernel wants them.
 
     Args:
-        lengths: rows of each document; one begins where the last ends.
-        device: of the tensor.
+        lengths: rows of each document.
+        device: of the tensors.
+        slot_size: rows from the start of one document to the start of the next; None where one follows the other.
 
     Attributes:
         longest: the most rows of a document.
-        borders_B: where each document begins, then where the last one ends; int32.
+        borders_B: where each document begins, then where the last one's slot ends; int32.
+        lengths_N: int32; None where the borders say it.
     """
 
-    def __init__(self, lengths: tuple[int, ...], device: torch.device | str) -> None:
-        self._lengths, self.longest = lengths, max(lengths)
-        self.borders_B = torch.tensor([*accumulate(lengths, initial=0)], dtype=torch.int32, device=device)
+    def __init__(self, lengths: tuple[int, ...], device: torch.device | str, slot_size: int | None = None) -> None:
+        self._lengths, self._slot_size, self.longest = lengths, slot_size, max(lengths)
+        sizes = lengths if slot_size is None else [slot_size] * len(lengths)
+        self.borders_B = torch.tensor([*accumulate(sizes, initial=0)], dtype=torch.int32, device=device)
+        self.lengths_N = None if slot_size is None else torch.tensor(lengths, dtype=torch.int32, device=device)
 
-    def split(self, x_SGK: Tensor) -> tuple[Tensor, ...]:
+    def split(self, x_SGK: Tensor) -> list[Tensor]:
         """Each document's rows."""
-        parts: tuple[Tensor, ...] = x_SGK.split(self._lengths)
-        return parts
+        if self._slot_size is None:
+            return list(x_SGK.split(self._lengths))
+        return [slot[:length] for slot, length in zip(x_SGK.split(self._slot_size), self._lengths, strict=True)]
 
 
 class Documents:
@@ -52,7 +58,7 @@ class Documents:
     Args:
         lengths: tokens of each document; they sum to T.
         positions_T: position of each token within its document.
-        keys: of each document in a cache, those of this batch included; None without a cache.
+        keys: each document's rows in a cache, with those of this batch; None without a cache.
 
     Attributes:
         positions_T: as given.
@@ -70,6 +76,11 @@ class Documents:
         """Positions restart at 0 in each document."""
         positions = torch.cat([torch.arange(length, device=device) for length in lengths])
         return cls(tuple(lengths), positions)
+
+    @cached_property
+    def index_T(self) -> Tensor:  # noqa: N802  a tensor field
+        """The document of each token."""
+        return torch.repeat_interleave(self.queries.borders_B.diff(), output_size=len(self.positions_T))
 
 
 def varlen_attention(q_THK: Tensor, k_SGK: Tensor, v_SGK: Tensor, documents: Documents) -> Tensor:
@@ -99,6 +110,7 @@ def varlen_attention(q_THK: Tensor, k_SGK: Tensor, v_SGK: Tensor, documents: Doc
         keys.longest,
         window_size=(-1, 0),
         enable_gqa=True,
+        seqused_k=keys.lengths_N,
     )
     assert isinstance(heads_THK, Tensor), "more was not asked for"
     return heads_THK
@@ -135,22 +147,25 @@ def _has_varlen_kernel(q_THK: Tensor) -> bool:
 
 @dataclass
 class LayerCache:
-    """Keys and values of the tokens generated so far, of one document in one layer; None before the first."""
+    """Keys and values of the documents of a batch in one layer, each document's in a slot of its own.
 
-    k_PGK: Tensor | None = None
-    v_PGK: Tensor | None = None
+    Attributes:
+        k_NCGK: keys by position.
+        v_NCGK: values, likewise.
+    """
 
-    def append(self, k_TGK: Tensor, v_TGK: Tensor) -> tuple[Tensor, Tensor]:
-        """Add new tokens; returns keys and values of all."""
-        if self.k_PGK is not None and self.v_PGK is not None:
-            k_TGK, v_TGK = torch.cat([self.k_PGK, k_TGK]), torch.cat([self.v_PGK, v_TGK])
-        self.k_PGK, self.v_PGK = k_TGK, v_TGK
-        return k_TGK, v_TGK
+    k_NCGK: Tensor
+    v_NCGK: Tensor
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens held."""
-        return 0 if self.k_PGK is None else len(self.k_PGK)
+    def write(self, k_TGK: Tensor, v_TGK: Tensor, documents: Documents) -> tuple[Tensor, Tensor]:
+        """Put new tokens at their positions; returns the rows of all slots, [S, G, K] each."""
+        where = documents.index_T, documents.positions_T
+        self.k_NCGK[where], self.v_NCGK[where] = k_TGK, v_TGK
+        return self.k_NCGK.flatten(0, 1), self.v_NCGK.flatten(0, 1)
+
+    def keep(self, slots_N: Tensor) -> None:
+        """Drop all slots but these, in the order given."""
+        self.k_NCGK, self.v_NCGK = self.k_NCGK[slots_N], self.v_NCGK[slots_N]
 
 
 def rotary_table(config: MoEConfig, positions_T: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -188,7 +203,7 @@ class Attention(nn.Module):
             x_TD: normalised hidden states.
             documents: their borders.
             rotary: `rotary_table` of the same positions.
-            cache: for generation; then `documents.keys` counts what it holds.
+            cache: for generation, with a slot for each document; `documents.keys` then tells what it holds.
 
         Returns:
             [T, D].
@@ -197,7 +212,7 @@ class Attention(nn.Module):
         k_TGK = rotate(self.k_proj(x_TD).unflatten(-1, (self.num_kv_heads, -1)), *rotary)
         v_TGK = self.v_proj(x_TD).unflatten(-1, (self.num_kv_heads, -1))
         if cache is not None:
-            k_TGK, v_TGK = cache.append(k_TGK, v_TGK)
+            k_TGK, v_TGK = cache.write(k_TGK, v_TGK, documents)
         attend = varlen_attention if _has_varlen_kernel(q_THK) else document_attention
         out_TD: Tensor = self.o_proj(attend(q_THK, k_TGK, v_TGK, documents).flatten(1))
         return out_TD

@@ -8,12 +8,13 @@ from transformers import PreTrainedTokenizerFast
 
 from moe.generate import generate
 from moe.model import HybridModel
+from service.errors import InvalidSpecError
 
 
 def answer(
     model: HybridModel, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], max_new_tokens: int
 ) -> list[dict[str, str]]:
-    """Answer each prompt as a conversation's first turn; all workers must call, and all get the same.
+    """Answer each prompt as a conversation's first turn, all in one batch; all workers must call, and all get the same.
 
     Args:
         model: not modified.
@@ -23,11 +24,22 @@ def answer(
 
     Returns:
         `prompt` and `completion` of each.
+
+    Raises:
+        InvalidSpecError: a prompt is longer than the model's positions.
     """
-    samples = []
-    for prompt in prompts:
-        messages = [{"role": "user", "content": prompt}]
-        tokens = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        answer_tokens = generate(model, tokens, max_new_tokens, tokenizer.eos_token_id)
-        samples.append({"prompt": prompt, "completion": tokenizer.decode(answer_tokens, skip_special_tokens=True)})
-    return samples
+    conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    tokens = [
+        tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        for messages in conversations
+    ]
+    limit = model.config.max_positions
+    for index, prompt_tokens in enumerate(tokens):
+        if len(prompt_tokens) > limit:
+            message = f"has {len(prompt_tokens)} tokens with the chat template, but the model {limit} positions"
+            raise InvalidSpecError(message, f"evaluate.prompts.{index}")
+    answers = generate(model, tokens, max_new_tokens, [tokenizer.eos_token_id])
+    return [
+        {"prompt": prompt, "completion": tokenizer.decode(answer_tokens, skip_special_tokens=True)}
+        for prompt, answer_tokens in zip(prompts, answers, strict=True)
+    ]

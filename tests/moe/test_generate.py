@@ -1,50 +1,201 @@
+"""Answers of a batch, against recomputing everything for each prompt alone."""
+
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
-from moe.attention import Documents
+import moe.attention
+import moe.generate
+import moe.model
+from moe.attention import Documents, LayerCache, Spans
 from moe.dispatch import ExpertParallel
 from moe.freeze import freeze_moe
 from moe.generate import generate
 from moe.model import HybridModel, PackedBatch
-from tests.moe.conftest import tiny_model
+from moe.sampling import Sampling
+from tests.moe.conftest import TINY, tiny_model
+from tests.moe.test_attention import described_kernel
+from tests.moe.test_parity import RELATIVE_TOLERANCE
+
+PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2]]
+NUM_NEW = 8
+RANDOM = Sampling(temperature=2.0, top_k=20, top_p=0.95)
 
 
-def greedy_without_cache(model: HybridModel, tokens: list[int], count: int) -> list[int]:
-    answer: list[int] = []
-    for _ in range(count):
-        all_tokens = tokens + answer
-        batch = PackedBatch(torch.tensor(all_tokens), Documents.from_lengths([len(all_tokens)]), (len(all_tokens),))
-        hidden_TD, _ = model(batch)
-        answer.append(int(model.lm_head(hidden_TD[-1]).argmax()))
-    return answer
+def next_logits(model: HybridModel, tokens: list[int]) -> Tensor:
+    """Without a cache."""
+    hidden_TD, _ = model(PackedBatch(torch.tensor(tokens), Documents.from_lengths([len(tokens)]), (len(tokens),)))
+    logits_V: Tensor = model.lm_head(hidden_TD[-1])
+    return logits_V
 
 
-def test_cached_decoding_equals_recomputing_everything(model: HybridModel) -> None:
-    expected = greedy_without_cache(model, [3, 1, 4, 1, 5], 8)
-    assert generate(model, [3, 1, 4, 1, 5], 8, stop_token=-1) == expected
-    stop = expected[3]
-    assert generate(model, [3, 1, 4, 1, 5], 8, stop_token=stop) == expected[: expected.index(stop)]
+def expected_answers(model: HybridModel) -> list[list[int]]:
+    answers: list[list[int]] = [[] for _ in PROMPTS]
+    for _ in range(NUM_NEW):
+        for prompt, answer in zip(PROMPTS, answers, strict=True):
+            answer.append(int(next_logits(model, prompt + answer).argmax()))
+    return answers
+
+
+def test_each_answer_of_a_batch_is_that_of_recomputing_its_prompt_alone(model: HybridModel) -> None:
+    expected = expected_answers(model)
+    assert generate(model, PROMPTS, NUM_NEW, []) == expected
+    assert [generate(model, [prompt], NUM_NEW, [])[0] for prompt in PROMPTS] == expected
+
+
+def test_any_stop_token_ends_its_answer_and_no_other(model: HybridModel) -> None:
+    expected = expected_answers(model)
+    stops = {expected[0][2], expected[1][3]}
+    ends = [next((at for at, token in enumerate(answer) if token in stops), NUM_NEW) for answer in expected]
+    assert len(set(ends)) == 3, "else sequences do not leave the batch one by one"
+    assert generate(model, PROMPTS, NUM_NEW, stops) == [
+        answer[:end] for answer, end in zip(expected, ends, strict=True)
+    ]
+
+
+def test_the_kernel_for_gpus_is_asked_for_the_same_answers(model: HybridModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = expected_answers(model)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", described_kernel)
+    monkeypatch.setattr(moe.attention, "_has_varlen_kernel", lambda q_THK: True)
+    monkeypatch.setattr(moe.attention, "document_attention", None)
+    assert generate(model, PROMPTS, NUM_NEW, [expected[1][3]]) == [expected[0], expected[1][:3], expected[2]]
+
+
+@torch.no_grad()
+def logit_error(model: HybridModel) -> float:
+    """Of the first two prompts in all steps, relative to the largest logit; the third leaves after three."""
+    model.config = replace(TINY, max_positions=len(PROMPTS[2]) + 3)
+    steps: list[Tensor] = []
+    hook = model.lm_head.register_forward_hook(lambda _module, _arguments, logits_NV: steps.append(logits_NV))
+    answers = generate(model, PROMPTS, NUM_NEW, [])
+    hook.remove()
+    assert [len(logits_NV) for logits_NV in steps] == [3] * 3 + [2] * 5
+    errors = []
+    for place in (0, 1):
+        for num_before, logits_NV in enumerate(steps):
+            expected_V = next_logits(model, PROMPTS[place] + answers[place][:num_before])
+            errors.append(float((logits_NV[place] - expected_V).abs().max() / expected_V.abs().max()))
+    return max(errors)
+
+
+def test_logits_are_those_of_recomputing_everything(model: HybridModel) -> None:
+    # each is as far from the oracle as the parity test allows
+    assert logit_error(model) < 2 * RELATIVE_TOLERANCE
+
+
+def _new_tokens_one_position_ahead(patch: pytest.MonkeyPatch) -> None:
+    """A shift of all tokens would be invisible to rotary attention."""
+    rotary_table, calls = moe.model.rotary_table, count()
+    patch.setattr(
+        moe.model,
+        "rotary_table",
+        lambda config, positions_T, dtype: rotary_table(config, positions_T + (next(calls) > 0), dtype),
+    )
+
+
+def _new_token_does_not_see_itself(patch: pytest.MonkeyPatch) -> None:
+    calls = count()
+
+    def shortened(lengths: tuple[int, ...], device: torch.device, slot_size: int) -> Spans:
+        less = next(calls) > 0
+        return Spans(tuple(length - less for length in lengths), device, slot_size)
+
+    patch.setattr(moe.generate, "Spans", shortened)
+
+
+def _slots_swapped_when_one_leaves(patch: pytest.MonkeyPatch) -> None:
+    keep = LayerCache.keep
+    patch.setattr(LayerCache, "keep", lambda self, slots_N: keep(self, slots_N.flip(0)))
+
+
+def _the_wrong_slot_leaves(patch: pytest.MonkeyPatch) -> None:
+    keep = LayerCache.keep
+    patch.setattr(LayerCache, "keep", lambda self, slots_N: keep(self, slots_N + 1))
+
+
+@pytest.mark.parametrize(
+    "mutate",
+    [
+        _new_tokens_one_position_ahead,
+        _new_token_does_not_see_itself,
+        _slots_swapped_when_one_leaves,
+        _the_wrong_slot_leaves,
+    ],
+)
+def test_the_comparison_notices(
+    mutate: Callable[[pytest.MonkeyPatch], None], model: HybridModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mutate(monkeypatch)
+    assert logit_error(model) > 100 * RELATIVE_TOLERANCE
+
+
+def test_prompt_and_answer_stay_within_the_positions(model: HybridModel) -> None:
+    expected = expected_answers(model)
+    model.config = replace(TINY, max_positions=11)
+    assert generate(model, PROMPTS, NUM_NEW, []) == [expected[0][:6], expected[1], []]
+    assert generate(model, PROMPTS[2:], NUM_NEW, []) == [[]]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "max_new_tokens", "message"),
+    [
+        ([[1], []], 1, "prompt 1 is empty"),
+        ([[1] * 11, [1] * 12], 1, "prompt 1 has 12 tokens, but the model 11 positions"),
+        ([[1]], -1, "max_new_tokens must not be negative, is -1"),
+    ],
+)
+def test_prompts_that_cannot_be_answered_are_refused(
+    prompts: list[list[int]], max_new_tokens: int, message: str, model: HybridModel
+) -> None:
+    model.config = replace(TINY, max_positions=11)
+    with pytest.raises(ValueError, match=message):
+        generate(model, prompts, max_new_tokens, [])
+
+
+def test_nothing_asked_nothing_answered(model: HybridModel) -> None:
+    assert generate(model, [], NUM_NEW, []) == []
+    assert generate(model, PROMPTS, 0, []) == [[], [], []]
+
+
+def test_sampled_answers_follow_from_the_seed_and_greedy_ones_from_nothing(model: HybridModel) -> None:
+    def sampled(seed: int, sampling: Sampling = RANDOM) -> list[list[int]]:
+        generator = torch.Generator().manual_seed(seed)
+        return generate(model, PROMPTS, NUM_NEW, [], sampling=sampling, generator=generator)
+
+    assert sampled(0) == sampled(0)
+    assert sampled(0) != sampled(1)
+    assert sampled(0, Sampling(temperature=1e-6)) == generate(model, PROMPTS, NUM_NEW, [])
 
 
 def _generate_disagreeing(rank: int, directory: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
+    torch.set_num_threads(1)
     model = tiny_model(ExpertParallel(dist.group.WORLD))
     if rank == 1:
         torch.nn.init.zeros_(model.lm_head.weight)
-    torch.save(generate(model, [3, 1, 4, 1, 5], 8, stop_token=0), f"{directory}/answer-{rank}")
+    greedy = generate(model, PROMPTS, NUM_NEW, [0])
+    generator = torch.Generator().manual_seed(rank)
+    sampled = generate(model, PROMPTS, NUM_NEW, [0], sampling=RANDOM, generator=generator)
+    torch.save((greedy, sampled), f"{directory}/answers-{rank}")
     dist.destroy_process_group()
 
 
 def test_processes_that_would_choose_otherwise_follow_the_first(model: HybridModel, tmp_path: Path) -> None:
     """The second one would stop at once, and leave the first waiting for its experts."""
     torch.multiprocessing.spawn(_generate_disagreeing, (str(tmp_path),), nprocs=2)
-    answers = [torch.load(tmp_path / f"answer-{rank}") for rank in range(2)]
-    assert answers[0] == answers[1] == generate(model, [3, 1, 4, 1, 5], 8, stop_token=0)
-    assert answers[0]
+    answers = [torch.load(tmp_path / f"answers-{rank}") for rank in range(2)]
+    generator = torch.Generator().manual_seed(0)
+    sampled = generate(model, PROMPTS, NUM_NEW, [0], sampling=RANDOM, generator=generator)
+    assert answers[0] == answers[1] == (generate(model, PROMPTS, NUM_NEW, [0]), sampled)
+    assert all(answers[0][0])
 
 
 def test_frozen_moe_trains_only_the_dense_part(model: HybridModel) -> None:
