@@ -7,7 +7,7 @@ The unit is the packed row, as in the recipe, where a device holds one row. A ba
 weighted by their tokens: c_e * m_e is not linear, so a loss over whatever a process happens to hold would change with
 the number of processes and with gradient accumulation; this one does not.
 
-Shapes: T tokens, R rows, E experts, K experts a token.
+Shapes: T tokens, S tokens of a row, E experts, K experts a token.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moe.router import Routing
+from moe.router import Routing, count_choices
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,13 @@ def layer_balance(routing: Routing, row_lengths: tuple[int, ...]) -> LayerBalanc
         routing: of T tokens, padding excluded.
         row_lengths: tokens of each packed row; they sum to T.
     """
-    probabilities_TE = routing.probabilities_TE
-    num_experts = probabilities_TE.shape[1]
-    sums_RE = torch.stack([p_SE.sum(0) for p_SE in probabilities_TE.split(row_lengths)])
-    counts_RE = torch.stack(
-        [first_S.bincount(minlength=num_experts) for first_S in routing.experts_TK[:, 0].split(row_lengths)]
-    )
-    tokens_R1 = torch.tensor(row_lengths, device=sums_RE.device, dtype=torch.float32)[:, None]
+    probabilities_TE, num_experts = routing.probabilities_TE, routing.probabilities_TE.shape[1]
+    rows = zip(probabilities_TE.split(row_lengths), routing.experts_TK[:, 0].split(row_lengths), strict=True)
     # tokens x (E / S) x c x (sum of p / S), with tokens = S
-    loss_sum = num_experts * (counts_RE * sums_RE / tokens_R1).sum()
+    losses = [
+        num_experts / len(first_S) * (count_choices(first_S, num_experts) * p_SE.sum(0)).sum() for p_SE, first_S in rows
+    ]
     with torch.no_grad():
         entropy_sum = torch.special.entr(probabilities_TE).sum()
-    return LayerBalance(loss_sum, routing.experts_TK.flatten().bincount(minlength=num_experts), entropy_sum)
+    copies_E = count_choices(routing.experts_TK.flatten(), num_experts)
+    return LayerBalance(torch.stack(losses).sum(), copies_E, entropy_sum)

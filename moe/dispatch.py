@@ -7,7 +7,8 @@ buffer exists. The split sizes are the only values the host waits for.
 Expert ids are global; process r of the group owns the E/R consecutive ids from r * E/R. All processes of the group must
 call `dispatch` and `combine` together, also one that holds no token for some expert, or none at all.
 
-Shapes: T local tokens, K experts a token, N = T * K copies, M copies received, D hidden, E experts, R processes.
+Shapes: T local tokens, K experts a token, N = T * K copies, M copies received, D hidden, E experts, R processes,
+L = E / R local experts.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from moe.router import Routing
+from moe.router import Routing, count_choices
 
 
 @dataclass(frozen=True)
@@ -149,19 +150,16 @@ def dispatch(x_TD: Tensor, routing: Routing, num_experts: int, parallel: ExpertP
     experts_N = routing.experts_TK.flatten()
     home = Permutation.sorting(experts_N)
     x_ND = home.take(x_TD, copies=routing.experts_TK.shape[1])
-    counts_E = experts_N.bincount(minlength=num_experts)
+    counts_E = count_choices(experts_N, num_experts)
     if parallel.group is None:
         return Dispatched(x_ND, counts_E, home, None, [], [])
     counts_RL = torch.empty_like(counts_E)
     dist.all_to_all_single(counts_RL, counts_E, group=parallel.group)
     counts_RL = counts_RL.view(parallel.size, -1)
-    sent: list[int] = counts_E.view(parallel.size, -1).sum(1).tolist()
-    received: list[int] = counts_RL.sum(1).tolist()
+    sent, received = torch.stack([counts_E.view_as(counts_RL).sum(1), counts_RL.sum(1)]).tolist()
     x_MD = _all_to_all(x_ND, received, sent, parallel.group)
-    num_local = counts_RL.shape[1]
-    local_expert_M = (
-        torch.arange(num_local, device=x_TD.device).repeat(parallel.size).repeat_interleave(counts_RL.flatten())
-    )
+    local_experts = torch.arange(counts_RL.shape[1], device=x_TD.device).repeat(parallel.size)
+    local_expert_M = local_experts.repeat_interleave(counts_RL.flatten(), output_size=len(x_MD))
     regroup = Permutation.sorting(local_expert_M)
     return Dispatched(regroup.take(x_MD), counts_RL.sum(0), home, regroup, sent, received)
 

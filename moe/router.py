@@ -3,7 +3,7 @@
 As published: a linear map in the model's dtype, softmax in fp32 over ALL experts, top-k, the k weights divided by their
 sum. No noise, no jitter.
 
-Shapes: T tokens, D hidden, E experts, K experts a token.
+Shapes: T tokens, D hidden, E experts, K experts a token, N choices.
 """
 
 from __future__ import annotations
@@ -45,3 +45,8 @@ class Router(nn.Module):
         top_TK, experts_TK = probabilities_TE.topk(self.top_k, -1)
         weights_TK = top_TK / top_TK.sum(-1, keepdim=True)
         return Routing(probabilities_TE, experts_TK, weights_TK.to(x_TD.dtype))
+
+
+def count_choices(experts_N: Tensor, num_experts: int) -> Tensor:
+    """How often each expert is chosen, [E] int64; unlike `bincount`, does not have the host wait for a GPU."""
+    return experts_N.new_zeros(num_experts).scatter_add_(0, experts_N, torch.ones_like(experts_N))
