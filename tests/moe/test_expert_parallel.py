@@ -1,0 +1,214 @@
+"""Four rows on four processes, their experts shared by one, two or four of them, are the four rows on one process.
+
+The processes are started once and run all cases; each leaves its share of every result behind, for the tests to add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+import moe.model
+from moe.attention import Documents
+from moe.dispatch import Dispatched, ExpertParallel
+from moe.experts import Experts, grouped_swiglu
+from moe.hf import checkpoint_slices
+from moe.model import PackedBatch
+from moe.router import Routing
+from tests.moe.conftest import TINY, tiny_model
+from tests.moe.test_parity import GRADIENT_TOLERANCE, RELATIVE_TOLERANCE
+
+K = 0.5
+"""Of the balance loss: large, so that its share of the gradient shows."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A packed row: its documents' lengths, its tokens, and what each of them is to predict."""
+
+    documents: list[int]
+    tokens_T: Tensor
+    targets_T: Tensor
+
+    @classmethod
+    def random(cls, documents: list[int], seed: int) -> Row:
+        generator = torch.Generator().manual_seed(seed)
+        tokens_T, targets_T = torch.randint(0, TINY.vocab_size, (2, sum(documents)), generator=generator)
+        return cls(documents, tokens_T, targets_T)
+
+
+ROWS = [Row.random(documents, seed) for seed, documents in enumerate([[7, 5], [1], [12], [3, 9]])]
+ONE_TOKEN = [Row([1], torch.tensor([7]), torch.tensor([7]))] * 4
+"""All copies of a layer go to two experts: with one expert a process, two processes receive nothing."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process makes of its rows; losses and gradients add up over processes, by published key."""
+
+    hidden_TD: Tensor
+    losses: Tensor
+    copies_LE: Tensor
+    gradients: dict[str, Tensor]
+
+
+def share(rows: Sequence[Row], all_rows: Sequence[Row], parallel: ExpertParallel | None = None) -> Share:
+    """Forward and backward pass, losses divided by the tokens of all rows."""
+    model = tiny_model(parallel)
+    num_tokens = sum(len(row.tokens_T) for row in all_rows)
+    documents = Documents.from_lengths([length for row in rows for length in row.documents])
+    tokens_T, targets_T = (torch.cat([getattr(row, name) for row in rows]) for name in ("tokens_T", "targets_T"))
+    hidden_TD, balances = model(PackedBatch(tokens_T, documents, tuple(len(row.tokens_T) for row in rows)))
+    cross_entropy = F.cross_entropy(model.lm_head(hidden_TD), targets_T, reduction="sum") / num_tokens
+    balance = K * torch.stack([balance.loss_sum for balance in balances]).sum() / num_tokens
+    (cross_entropy + balance).backward()
+    for parameter in model.parameters():
+        assert parameter.grad is not None, "an expert without tokens has zeros"
+        parameter.data = parameter.grad
+    return Share(
+        hidden_TD.detach(),
+        torch.stack([cross_entropy, balance]).detach(),
+        torch.stack([balance.tokens_per_expert_E for balance in balances]),
+        {key: gradient.clone() for key, gradient in checkpoint_slices(model)},
+    )
+
+
+def together(shares: Sequence[Share]) -> Share:
+    """Processes that hold a tensor add up their gradients of it; the others have none."""
+    keys = {key for one in shares for key in one.gradients}
+    return Share(
+        torch.cat([one.hidden_TD for one in shares]),
+        torch.stack([one.losses for one in shares]).sum(0),
+        torch.stack([one.copies_LE for one in shares]).sum(0),
+        {key: torch.stack([one.gradients[key] for one in shares if key in one.gradients]).sum(0) for key in keys},
+    )
+
+
+def _copies_sent_to_the_next_owner(patch: pytest.MonkeyPatch) -> None:
+    dispatch = moe.model.dispatch
+
+    def astray(x_TD: Tensor, routing: Routing, num_experts: int, parallel: ExpertParallel) -> Dispatched:
+        elsewhere = replace(routing, experts_TK=(routing.experts_TK + 1) % num_experts)
+        return dispatch(x_TD, elsewhere, num_experts, parallel)
+
+    patch.setattr(moe.model, "dispatch", astray)
+
+
+def _expert_gradients_averaged(patch: pytest.MonkeyPatch) -> None:
+    """Divided by the processes that share the experts, as if all of them had computed the same ones."""
+    forward = Experts.forward
+
+    def averaged(self: Experts, x_MD: Tensor, counts_E: Tensor) -> Tensor:
+        for parameter in self.parameters():
+            parameter.register_hook(lambda gradient: gradient / 4)
+        return forward(self, x_MD, counts_E)
+
+    patch.setattr(Experts, "forward", averaged)
+
+
+def _balance_loss_per_process(patch: pytest.MonkeyPatch) -> None:
+    """Each process divides by its own tokens, and counts as much as any other."""
+    measure = moe.model.layer_balance
+
+    def per_process(routing: Routing, row_lengths: tuple[int, ...]) -> moe.model.LayerBalance:
+        balance = measure(routing, row_lengths)
+        tokens = sum(len(row.tokens_T) for row in ROWS)
+        return replace(balance, loss_sum=balance.loss_sum / sum(row_lengths) * tokens / 4)
+
+    patch.setattr(moe.model, "layer_balance", per_process)
+
+
+MUTATIONS = [_copies_sent_to_the_next_owner, _expert_gradients_averaged, _balance_loss_per_process]
+
+
+def _count_reads(row: Row, group: dist.ProcessGroup | None) -> int:
+    """Times that the host asks the device for values in both passes, experts as on a GPU."""
+    reads = 0
+    read = Tensor.tolist
+
+    def counting(self: Tensor) -> list[int]:
+        nonlocal reads
+        reads += 1
+        return read(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            Experts, "forward", lambda self, x_MD, counts_E: grouped_swiglu(x_MD, self.w13_EGD, self.w2_EDF, counts_E)
+        )
+        patch.setattr(Tensor, "tolist", counting)
+        share([row], ROWS, ExpertParallel(group))
+    return reads
+
+
+def _process(rank: int, directory: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=4)
+    pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    groups = {1: None, 2: pairs[rank // 2], 4: dist.group.WORLD}
+    results = {f"{size}": share([ROWS[rank]], ROWS, ExpertParallel(group)) for size, group in groups.items()}
+    results["one token"] = share([ONE_TOKEN[rank]], ONE_TOKEN, ExpertParallel(groups[4]))
+    for mutate in MUTATIONS:
+        with pytest.MonkeyPatch.context() as patch:
+            mutate(patch)
+            results[mutate.__name__] = share([ROWS[rank]], ROWS, ExpertParallel(groups[4]))
+    torch.save((results, _count_reads(ROWS[rank], groups[4])), f"{directory}/{rank}")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def left_behind(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[dict[str, Share], int]]:
+    directory: Path = tmp_path_factory.mktemp("processes")
+    torch.multiprocessing.spawn(_process, (str(directory),), nprocs=4)
+    return [torch.load(directory / f"{rank}", weights_only=False) for rank in range(4)]
+
+
+@pytest.fixture(scope="module")
+def spread(left_behind: list[tuple[dict[str, Share], int]]) -> dict[str, Share]:
+    return {case: together([results[case] for results, _ in left_behind]) for case in left_behind[0][0]}
+
+
+def error(actual: Tensor, expected: Tensor) -> float:
+    """Relative to the largest element; of zeros, anything else is infinitely far away."""
+    return float((actual - expected).abs().max() / expected.abs().max().clamp(min=torch.finfo().tiny))
+
+
+def assert_same(actual: Share, expected: Share) -> None:
+    """Neither is further from exact arithmetic than `test_parity` allows a model on one process to be."""
+    assert actual.copies_LE.equal(expected.copies_LE)
+    assert error(actual.hidden_TD, expected.hidden_TD) < 2 * RELATIVE_TOLERANCE, "hidden states"
+    for name, mine, alone in zip(("cross-entropy", "balance"), actual.losses, expected.losses, strict=True):
+        assert error(mine, alone) < 2 * RELATIVE_TOLERANCE, name
+    assert actual.gradients.keys() == expected.gradients.keys()
+    for key, gradient in expected.gradients.items():
+        assert error(actual.gradients[key], gradient) < 2 * GRADIENT_TOLERANCE, key
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_any_number_of_processes_may_share_the_experts(size: int, spread: dict[str, Share]) -> None:
+    assert_same(spread[f"{size}"], share(ROWS, ROWS))
+
+
+def test_processes_may_have_no_copies_for_their_experts(spread: dict[str, Share]) -> None:
+    alone = share(ONE_TOKEN, ONE_TOKEN)
+    assert (alone.copies_LE == 0).sum(1).tolist() == [2] * TINY.num_layers
+    assert_same(spread["one token"], alone)
+
+
+@pytest.mark.parametrize("mutate", MUTATIONS)
+def test_the_comparison_notices(mutate: Callable[[pytest.MonkeyPatch], None], spread: dict[str, Share]) -> None:
+    mutated, alone = spread[mutate.__name__], share(ROWS, ROWS)
+    noticed = {key: error(mutated.gradients[key], gradient) for key, gradient in alone.gradients.items()}
+    assert max(noticed.values()) > 100 * 2 * GRADIENT_TOLERANCE
+    with pytest.raises(AssertionError):
+        assert_same(mutated, alone)
+
+
+def test_the_split_sizes_are_all_that_the_host_reads(left_behind: list[tuple[dict[str, Share], int]]) -> None:
+    assert [reads for _, reads in left_behind] == [TINY.num_layers] * 4
