@@ -4,8 +4,11 @@ Token copies are sorted by expert, so that each expert's input is one contiguous
 all-to-all with uneven splits carries each block to the process that owns the expert. Nothing is padded and no T x E x C
 buffer exists. The split sizes are the only values the host waits for.
 
+Four steps, so that other work can run while the copies travel: `dispatch` sends them, `receive` waits for them,
+`send_home` sends the experts' outputs, `combine` waits for those and adds them up.
+
 Expert ids are global; process r of the group owns the E/R consecutive ids from r * E/R. All processes of the group must
-call `dispatch` and `combine` together, also one that holds no token for some expert, or none at all.
+take the four steps together, also one that holds no token for some expert, or none at all.
 
 Shapes: T local tokens, K experts a token, N = T * K copies, M copies received, D hidden, E experts, R processes,
 L = E / R local experts.
@@ -21,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from moe.exchange import Exchange, Travelling
 from moe.router import Routing, count_choices
 
 
@@ -47,23 +51,25 @@ class ExpertParallel:
 
 @dataclass(frozen=True)
 class Dispatched:
-    """Copies that arrived for this process's experts, and the way back.
+    """Copies on the way to this process's experts, and what brings them back.
 
     Attributes:
-        x_MD: received copies, sorted by local expert.
-        counts_E: how many of them each local expert gets, int64.
+        travelling: the copies, for `receive`.
+        there: their exchange among the processes.
+        back: the exchange of the experts' outputs.
+        counts_E: how many copies each local expert gets, int64.
         home: local copies in order of expert, and back.
         regroup: order of arrival to order of local expert, and back; None when already in order.
-        sent: copies sent to each process.
-        received: copies received from each process.
+        weights_TK: the gate's, for the sum.
     """
 
-    x_MD: Tensor
+    travelling: Travelling
+    there: Exchange
+    back: Exchange
     counts_E: Tensor
     home: Permutation
     regroup: Permutation | None
-    sent: list[int]
-    received: list[int]
+    weights_TK: Tensor
 
 
 @dataclass(frozen=True)
@@ -125,43 +131,42 @@ def _take(x_TD: Tensor, order_N: Tensor, inverse_N: Tensor, copies: int) -> Tens
     return out_ND
 
 
-class _AllToAll(torch.autograd.Function):
-    """All-to-all of row blocks; the gradient travels the same way back."""
-
-    @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, received: list[int], sent: list[int], group: dist.ProcessGroup) -> Tensor:
-        ctx.received, ctx.sent, ctx.group = received, sent, group
-        out_MD = x_ND.new_empty((sum(received), x_ND.shape[1]))
-        dist.all_to_all_single(out_MD, x_ND.contiguous(), received, sent, group=group)
-        return out_MD
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        return _all_to_all(gradients[0], ctx.sent, ctx.received, ctx.group), None, None, None
-
-
-def _all_to_all(x_ND: Tensor, received: list[int], sent: list[int], group: dist.ProcessGroup) -> Tensor:
-    out_MD: Tensor = _AllToAll.apply(x_ND, received, sent, group)  # type: ignore[no-untyped-call]
-    return out_MD
-
-
 def dispatch(x_TD: Tensor, routing: Routing, num_experts: int, parallel: ExpertParallel) -> Dispatched:
-    """Send each token to its experts' owners."""
+    """Send each token to its experts' owners, without waiting for those that arrive here."""
     experts_N = routing.experts_TK.flatten()
     home = Permutation.sorting(experts_N)
     x_ND = home.take(x_TD, copies=routing.experts_TK.shape[1])
     counts_E = count_choices(experts_N, num_experts)
     if parallel.group is None:
-        return Dispatched(x_ND, counts_E, home, None, [], [])
+        stay = Exchange(None, [], [])
+        return Dispatched(stay.begin(x_ND), stay, stay, counts_E, home, None, routing.weights_TK)
     counts_RL = torch.empty_like(counts_E)
     dist.all_to_all_single(counts_RL, counts_E, group=parallel.group)
     counts_RL = counts_RL.view(parallel.size, -1)
     sent, received = torch.stack([counts_E.view_as(counts_RL).sum(1), counts_RL.sum(1)]).tolist()
-    x_MD = _all_to_all(x_ND, received, sent, parallel.group)
+    there = Exchange(parallel.group, sent, received)
+    travelling = there.begin(x_ND)
     local_experts = torch.arange(counts_RL.shape[1], device=x_TD.device).repeat(parallel.size)
-    local_expert_M = local_experts.repeat_interleave(counts_RL.flatten(), output_size=len(x_MD))
-    regroup = Permutation.sorting(local_expert_M)
-    return Dispatched(regroup.take(x_MD), counts_RL.sum(0), home, regroup, sent, received)
+    regroup = Permutation.sorting(local_experts.repeat_interleave(counts_RL.flatten(), output_size=sum(received)))
+    return Dispatched(travelling, there, there.reverse(), counts_RL.sum(0), home, regroup, routing.weights_TK)
+
+
+def receive(dispatched: Dispatched) -> Tensor:
+    """Wait for the copies: [M, D], sorted by local expert."""
+    x_MD = dispatched.there.finish(dispatched.travelling)
+    return x_MD if dispatched.regroup is None else dispatched.regroup.take(x_MD)
+
+
+def send_home(y_MD: Tensor, dispatched: Dispatched) -> Travelling:
+    """Send the experts' outputs, in the order of `receive`, to the tokens' owners, without waiting."""
+    return dispatched.back.begin(y_MD if dispatched.regroup is None else dispatched.regroup.restore(y_MD))
+
+
+def combine(travelling: Travelling, dispatched: Dispatched) -> Tensor:
+    """Wait for what `send_home` sent, and add each token's outputs up with the gate's weights: [T, D]."""
+    y_ND, home = dispatched.back.finish(travelling), dispatched.home
+    out_TD: Tensor = _WeightedSum.apply(y_ND, dispatched.weights_TK, home.order_N, home.inverse_N)  # type: ignore[no-untyped-call]
+    return out_TD
 
 
 class _WeightedSum(torch.autograd.Function):
@@ -185,22 +190,3 @@ class _WeightedSum(torch.autograd.Function):
         grad_weights_TK = (y_TKD * grad_TD[:, None]).sum(-1)
         grad_y_ND = grad_TD.index_select(0, order_N // weights_TK.shape[1])
         return grad_y_ND.mul_(weights_TK.flatten()[order_N, None]), grad_weights_TK, None, None
-
-
-def combine(y_MD: Tensor, dispatched: Dispatched, routing: Routing, parallel: ExpertParallel) -> Tensor:
-    """Bring the experts' outputs home and add them up with the gate's weights.
-
-    Args:
-        y_MD: expert outputs, in the order of `dispatched.x_MD`.
-        dispatched: what `dispatch` returned.
-        routing: the same as for `dispatch`.
-        parallel: likewise.
-
-    Returns:
-        [T, D].
-    """
-    if parallel.group is not None and dispatched.regroup is not None:
-        y_MD = _all_to_all(dispatched.regroup.restore(y_MD), dispatched.sent, dispatched.received, parallel.group)
-    home = dispatched.home
-    out_TD: Tensor = _WeightedSum.apply(y_MD, routing.weights_TK, home.order_N, home.inverse_N)  # type: ignore[no-untyped-call]
-    return out_TD

@@ -4,7 +4,8 @@
     r   = a + residual_mlp(residual_layernorm(a))
     out = r + MoE(post_attention_layernorm(x))        # reads the layer's INPUT
 
-The MoE's independence of the attention is the architecture's point: its communication can run beside the attention.
+The MoE's independence of the attention is the architecture's point: its communication runs beside the dense part's
+computation.
 
 Shapes: T tokens of a flat packed batch, D hidden, V vocabulary.
 """
@@ -21,7 +22,8 @@ from torch.utils.checkpoint import checkpoint
 from moe.attention import Attention, Documents, LayerCache, rotary_table
 from moe.balance import LayerBalance, layer_balance
 from moe.config import MoEConfig
-from moe.dispatch import ExpertParallel, combine, dispatch
+from moe.dispatch import Dispatched, ExpertParallel, combine, dispatch, receive, send_home
+from moe.exchange import Travelling
 from moe.experts import Experts
 from moe.router import Router
 
@@ -69,10 +71,17 @@ class MoE(nn.Module):
 
     def forward(self, x_TD: Tensor, row_lengths: tuple[int, ...]) -> tuple[Tensor, LayerBalance]:
         """Mix the chosen experts of each token; every process of the expert-parallel group must call."""
+        dispatched, balance = self.dispatch(x_TD, row_lengths)
+        return combine(self.run_experts(dispatched), dispatched), balance
+
+    def dispatch(self, x_TD: Tensor, row_lengths: tuple[int, ...]) -> tuple[Dispatched, LayerBalance]:
+        """The first part of `forward`: choose experts and send the tokens off to them."""
         routing = self.router(x_TD)
-        dispatched = dispatch(x_TD, routing, self.num_experts, self.parallel)
-        y_MD = self.experts(dispatched.x_MD, dispatched.counts_E)
-        return combine(y_MD, dispatched, routing, self.parallel), layer_balance(routing, row_lengths)
+        return dispatch(x_TD, routing, self.num_experts, self.parallel), layer_balance(routing, row_lengths)
+
+    def run_experts(self, dispatched: Dispatched) -> Travelling:
+        """The second part: apply the experts to what has arrived, and send it home, to be combined."""
+        return send_home(self.experts(receive(dispatched), dispatched.counts_E), dispatched)
 
 
 class HybridLayer(nn.Module):
@@ -90,11 +99,13 @@ class HybridLayer(nn.Module):
     def forward(
         self, x_TD: Tensor, batch: PackedBatch, rotary: tuple[Tensor, Tensor], cache: LayerCache | None
     ) -> tuple[Tensor, LayerBalance]:
-        """[T, D] to [T, D]."""
-        moe_TD, balance = self.block_sparse_moe(self.post_attention_layernorm(x_TD), batch.row_lengths)
+        """[T, D] to [T, D]; tokens travel to their experts beside the attention, and home beside the residual MLP."""
+        moe = self.block_sparse_moe
+        dispatched, balance = moe.dispatch(self.post_attention_layernorm(x_TD), batch.row_lengths)
         a_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), batch.documents, rotary, cache)
+        returning = moe.run_experts(dispatched)
         r_TD = a_TD + self.residual_mlp(self.residual_layernorm(a_TD))
-        return r_TD + moe_TD, balance
+        return r_TD + combine(returning, dispatched), balance
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import moe.model
-from moe.attention import Documents
+from moe.attention import Attention, Documents
 from moe.dispatch import Dispatched, ExpertParallel
+from moe.exchange import Exchange
 from moe.experts import Experts, grouped_swiglu
 from moe.hf import checkpoint_slices
-from moe.model import PackedBatch
+from moe.model import PackedBatch, ResidualMLP
 from moe.router import Routing
 from tests.moe.conftest import TINY, tiny_model
 from tests.moe.test_parity import GRADIENT_TOLERANCE, RELATIVE_TOLERANCE
@@ -128,7 +129,18 @@ def _balance_loss_per_process(patch: pytest.MonkeyPatch) -> None:
 MUTATIONS = [_copies_sent_to_the_next_owner, _expert_gradients_averaged, _balance_loss_per_process]
 
 
-def _count_reads(row: Row, group: dist.ProcessGroup | None) -> int:
+def _waiting_at_once(patch: pytest.MonkeyPatch) -> None:
+    start = Exchange._start
+
+    def start_and_wait(self: Exchange, *arguments: Any) -> None:
+        start(self, *arguments)
+        assert self._under_way is not None
+        self._under_way[0].wait()
+
+    patch.setattr(Exchange, "_start", start_and_wait)
+
+
+def _reads_of_the_host(row: Row, parallel: ExpertParallel) -> int:
     """Times that the host asks the device for values in both passes, experts as on a GPU."""
     reads = 0
     read = Tensor.tolist
@@ -138,40 +150,79 @@ def _count_reads(row: Row, group: dist.ProcessGroup | None) -> int:
         reads += 1
         return read(self)
 
+    def as_on_a_gpu(self: Experts, x_MD: Tensor, counts_E: Tensor) -> Tensor:
+        return grouped_swiglu(x_MD, self.w13_EGD, self.w2_EDF, counts_E)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            Experts, "forward", lambda self, x_MD, counts_E: grouped_swiglu(x_MD, self.w13_EGD, self.w2_EDF, counts_E)
-        )
+        patch.setattr(Experts, "forward", as_on_a_gpu)
         patch.setattr(Tensor, "tolist", counting)
-        share([row], ROWS, ExpertParallel(group))
+        share([row], ROWS, parallel)
     return reads
+
+
+def _events_in_order(row: Row, parallel: ExpertParallel) -> list[str]:
+    """What both passes do, one after another."""
+    events = []
+
+    def logged(event: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            events.append(event)
+            out = function(*arguments)
+            if isinstance(out, Tensor) and out.grad_fn is not None:
+                out.register_hook(lambda _gradient: events.append(event))
+            return out
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name, event in (
+            (Exchange, "_start", "send"),
+            (Exchange, "wait", "wait"),
+            (Attention, "forward", "attention"),
+            (ResidualMLP, "forward", "mlp"),
+            (Experts, "forward", "experts"),
+        ):
+            patch.setattr(owner, name, logged(event, getattr(owner, name)))
+        share([row], ROWS, parallel)
+    return events
+
+
+@dataclass(frozen=True)
+class LeftBehind:
+    """By one process."""
+
+    shares: dict[str, Share]
+    reads: int
+    events: list[str]
 
 
 def _process(rank: int, directory: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=4)
     pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
-    groups = {1: None, 2: pairs[rank // 2], 4: dist.group.WORLD}
-    results = {f"{size}": share([ROWS[rank]], ROWS, ExpertParallel(group)) for size, group in groups.items()}
-    results["one token"] = share([ONE_TOKEN[rank]], ONE_TOKEN, ExpertParallel(groups[4]))
-    for mutate in MUTATIONS:
+    among_1, among_2, among_4 = map(ExpertParallel, (None, pairs[rank // 2], dist.group.WORLD))
+    row = ROWS[rank]
+    shares = {f"among {parallel.size}": share([row], ROWS, parallel) for parallel in (among_1, among_2, among_4)}
+    shares["one token"] = share([ONE_TOKEN[rank]], ONE_TOKEN, among_4)
+    for change in (*MUTATIONS, _waiting_at_once):
         with pytest.MonkeyPatch.context() as patch:
-            mutate(patch)
-            results[mutate.__name__] = share([ROWS[rank]], ROWS, ExpertParallel(groups[4]))
-    torch.save((results, _count_reads(ROWS[rank], groups[4])), f"{directory}/{rank}")
+            change(patch)
+            shares[change.__name__] = share([row], ROWS, among_4)
+    left = LeftBehind(shares, _reads_of_the_host(row, among_4), _events_in_order(row, among_4))
+    torch.save(left, f"{directory}/{rank}")
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def left_behind(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[dict[str, Share], int]]:
-    directory: Path = tmp_path_factory.mktemp("processes")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> list[LeftBehind]:
+    directory = tmp_path_factory.mktemp("processes")
     torch.multiprocessing.spawn(_process, (str(directory),), nprocs=4)
     return [torch.load(directory / f"{rank}", weights_only=False) for rank in range(4)]
 
 
 @pytest.fixture(scope="module")
-def spread(left_behind: list[tuple[dict[str, Share], int]]) -> dict[str, Share]:
-    return {case: together([results[case] for results, _ in left_behind]) for case in left_behind[0][0]}
+def spread(processes: list[LeftBehind]) -> dict[str, Share]:
+    return {case: together([left.shares[case] for left in processes]) for case in processes[0].shares}
 
 
 def error(actual: Tensor, expected: Tensor) -> float:
@@ -192,7 +243,7 @@ def assert_same(actual: Share, expected: Share) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_any_number_of_processes_may_share_the_experts(size: int, spread: dict[str, Share]) -> None:
-    assert_same(spread[f"{size}"], share(ROWS, ROWS))
+    assert_same(spread[f"among {size}"], share(ROWS, ROWS))
 
 
 def test_processes_may_have_no_copies_for_their_experts(spread: dict[str, Share]) -> None:
@@ -210,5 +261,19 @@ def test_the_comparison_notices(mutate: Callable[[pytest.MonkeyPatch], None], sp
         assert_same(mutated, alone)
 
 
-def test_the_split_sizes_are_all_that_the_host_reads(left_behind: list[tuple[dict[str, Share], int]]) -> None:
-    assert [reads for _, reads in left_behind] == [TINY.num_layers] * 4
+def test_the_split_sizes_are_all_that_the_host_reads(processes: list[LeftBehind]) -> None:
+    assert [left.reads for left in processes] == [TINY.num_layers] * 4
+
+
+def test_copies_travel_beside_the_dense_part_in_both_passes(processes: list[LeftBehind]) -> None:
+    forward = ["send", "attention", "wait", "experts", "send", "mlp", "wait"]
+    backward = ["send", "mlp", "wait", "experts", "send", "attention", "wait"]
+    for left in processes:
+        assert left.events == TINY.num_layers * forward + TINY.num_layers * backward
+
+
+def test_travelling_beside_other_work_changes_no_bit(processes: list[LeftBehind]) -> None:
+    for left in processes:
+        beside, alone = left.shares["among 4"], left.shares["_waiting_at_once"]
+        assert beside.hidden_TD.equal(alone.hidden_TD)
+        assert all(gradient.equal(alone.gradients[key]) for key, gradient in beside.gradients.items())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from moe.blocks import ProductBlocks
 from moe.config import MoEConfig
-from moe.dispatch import ExpertParallel, Permutation, combine, dispatch
+from moe.dispatch import ExpertParallel, Permutation, combine, dispatch, receive, send_home
 from moe.experts import block_swiglu, grouped_swiglu
 from moe.native import kernel_blocks
 from moe.router import Routing
@@ -231,10 +231,9 @@ def test_combining_is_the_weighted_sum_and_so_is_its_gradient() -> None:
     x_TD = torch.randn(6, 16, generator=generator, dtype=torch.float64)
 
     def scaled_by_expert(x_TD: Tensor, weights_TK: Tensor) -> Tensor:
-        routing, parallel = Routing(torch.empty(6, 5), experts_TK, weights_TK), ExpertParallel()
-        dispatched = dispatch(x_TD, routing, 5, parallel)
+        dispatched = dispatch(x_TD, Routing(torch.empty(6, 5), experts_TK, weights_TK), 5, ExpertParallel())
         owners_N = torch.arange(5).repeat_interleave(dispatched.counts_E)
-        return combine(dispatched.x_MD * (owners_N[:, None] + 1), dispatched, routing, parallel)
+        return combine(send_home(receive(dispatched) * (owners_N[:, None] + 1), dispatched), dispatched)
 
     expected_TD = x_TD * ((experts_TK + 1) * weights_TK).sum(1, keepdim=True)
     torch.testing.assert_close(scaled_by_expert(x_TD, weights_TK), expected_TD, rtol=1e-14, atol=0)

@@ -83,12 +83,8 @@ def _weights_not_renormalised(patch: pytest.MonkeyPatch) -> None:
 
 
 def _copies_come_home_swapped(patch: pytest.MonkeyPatch) -> None:
-    combine = moe.model.combine
-
-    def swapped(y_MD, dispatched, routing, parallel):  # type: ignore[no-untyped-def]
-        return combine(y_MD.roll(1, 0), dispatched, routing, parallel)
-
-    patch.setattr(moe.model, "combine", swapped)
+    send_home = moe.model.send_home
+    patch.setattr(moe.model, "send_home", lambda y_MD, dispatched: send_home(y_MD.roll(1, 0), dispatched))
 
 
 @pytest.mark.parametrize(
