@@ -21,17 +21,30 @@ from moe.router import Routing, count_choices
 
 
 @dataclass(frozen=True)
+class Balancing:
+    """What keeps tokens from crowding into few experts while a model is trained; in evaluation it changes nothing.
+
+    Attributes:
+        capacity_factor: of `moe.capacity`; None drops nothing.
+    """
+
+    capacity_factor: float | None = None
+
+
+@dataclass(frozen=True)
 class LayerBalance:
     """How evenly one layer used its experts, on the rows of one forward pass.
 
     Attributes:
         loss_sum: scalar with gradient; sum over rows of tokens x loss. Divide by the tokens of the global batch.
-        tokens_per_expert_E: copies sent to each expert, all K choices counted, int64.
+        tokens_per_expert_E: copies meant for each expert, all K choices counted, before any drop, int64.
+        dropped: scalar, copies that no expert takes, int64.
         entropy_sum: scalar, nats; sum over tokens of the entropy of the gate's distribution, detached.
     """
 
     loss_sum: Tensor
     tokens_per_expert_E: Tensor
+    dropped: Tensor
     entropy_sum: Tensor
 
 
@@ -51,4 +64,5 @@ def layer_balance(routing: Routing, row_lengths: tuple[int, ...]) -> LayerBalanc
     with torch.no_grad():
         entropy_sum = torch.special.entr(probabilities_TE).sum()
     copies_E = count_choices(routing.experts_TK.flatten(), num_experts)
-    return LayerBalance(torch.stack(losses).sum(), copies_E, entropy_sum)
+    dropped = copies_E.new_zeros(()) if routing.dropped_TK is None else routing.dropped_TK.sum()
+    return LayerBalance(torch.stack(losses).sum(), copies_E, dropped, entropy_sum)

@@ -1,8 +1,11 @@
-"""Moving tokens to their experts and back, dropless, over an expert-parallel process group of any size.
+"""Moving tokens to their experts and back, over an expert-parallel process group of any size.
 
 Token copies are sorted by expert, so that each expert's input is one contiguous block; with several processes an
 all-to-all with uneven splits carries each block to the process that owns the expert. Nothing is padded and no T x E x C
 buffer exists. The split sizes are the only values the host waits for.
+
+Dropped copies are sorted behind all others, and are not sent. On a GPU that holds all experts the host does not know
+how many there are, and does not wait to learn it: their rows stay behind the experts' blocks, and reach no result.
 
 Four steps, so that other work can run while the copies travel: `dispatch` sends them, `receive` waits for them,
 `send_home` sends the experts' outputs, `combine` waits for those and adds them up.
@@ -25,6 +28,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from moe.exchange import Exchange, Travelling
+from moe.permutation import Permutation
 from moe.router import Routing, count_choices
 
 
@@ -72,87 +76,41 @@ class Dispatched:
     weights_TK: Tensor
 
 
-@dataclass(frozen=True)
-class Permutation:
-    """An order of N rows.
-
-    Attributes:
-        order_N: which row comes where.
-        inverse_N: where each row went.
-    """
-
-    order_N: Tensor
-    inverse_N: Tensor
-
-    @classmethod
-    def sorting(cls, keys_N: Tensor) -> Permutation:
-        """The order that sorts the keys, equal ones as they are."""
-        order_N = keys_N.argsort(stable=True)
-        inverse_N = torch.empty_like(order_N)
-        inverse_N[order_N] = torch.arange(len(order_N), device=order_N.device)
-        return cls(order_N, inverse_N)
-
-    def take(self, x_TD: Tensor, copies: int = 1) -> Tensor:
-        """Rows in this order.
-
-        Args:
-            x_TD: N / copies rows.
-            copies: times that each row is meant in a run, before the reordering.
-
-        Returns:
-            [N, D].
-        """
-        return _take(x_TD, self.order_N, self.inverse_N, copies)
-
-    def restore(self, y_ND: Tensor) -> Tensor:
-        """Rows as they were before."""
-        return _take(y_ND, self.inverse_N, self.order_N, 1)
-
-
-class _Take(torch.autograd.Function):
-    """Gathers rows; the gradient is gathered too, by the inverse, instead of scattered and added."""
-
-    @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, order_N: Tensor, inverse_N: Tensor, copies: int) -> Tensor:
-        ctx.save_for_backward(inverse_N)
-        ctx.copies = copies
-        return x_TD.index_select(0, order_N // copies if copies > 1 else order_N)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        (inverse_N,) = ctx.saved_tensors
-        grad_ND = gradients[0].index_select(0, inverse_N)
-        return grad_ND.unflatten(0, (-1, ctx.copies)).sum(1) if ctx.copies > 1 else grad_ND, None, None, None
-
-
-def _take(x_TD: Tensor, order_N: Tensor, inverse_N: Tensor, copies: int) -> Tensor:
-    out_ND: Tensor = _Take.apply(x_TD, order_N, inverse_N, copies)  # type: ignore[no-untyped-call]
-    return out_ND
-
-
 def dispatch(x_TD: Tensor, routing: Routing, num_experts: int, parallel: ExpertParallel) -> Dispatched:
     """Send each token to its experts' owners, without waiting for those that arrive here."""
-    experts_N = routing.experts_TK.flatten()
-    home = Permutation.sorting(experts_N)
-    x_ND = home.take(x_TD, copies=routing.experts_TK.shape[1])
-    counts_E = count_choices(experts_N, num_experts)
+    keys_N = routing.experts_TK.flatten()
+    if routing.dropped_TK is not None:
+        keys_N = keys_N.masked_fill(routing.dropped_TK.flatten(), num_experts)
+    home = Permutation.sorting(keys_N)
+    counts_RL, there = _announce(count_choices(keys_N, num_experts + 1)[:num_experts], len(keys_N), parallel)
+    if routing.dropped_TK is not None:
+        home = home.without(routing.dropped_TK.flatten(), there.num_sent)
+    travelling = there.begin(home.take(x_TD, copies=routing.experts_TK.shape[1]))
+    regroup = None if parallel.group is None else _by_local_expert(counts_RL, there.num_received)
+    return Dispatched(travelling, there, there.reverse(), counts_RL.sum(0), home, regroup, routing.weights_TK)
+
+
+def _announce(counts_E: Tensor, num_copies: int, parallel: ExpertParallel) -> tuple[Tensor, Exchange]:
+    """How many copies come from each process for each local expert, and the exchange that will bring them."""
     if parallel.group is None:
-        stay = Exchange(None, [], [])
-        return Dispatched(stay.begin(x_ND), stay, stay, counts_E, home, None, routing.weights_TK)
+        num_rows = int(counts_E.sum()) if counts_E.device.type == "cpu" else num_copies
+        return counts_E[None], Exchange(None, [num_rows], [num_rows])
     counts_RL = torch.empty_like(counts_E)
     dist.all_to_all_single(counts_RL, counts_E, group=parallel.group)
     counts_RL = counts_RL.view(parallel.size, -1)
     sent, received = torch.stack([counts_E.view_as(counts_RL).sum(1), counts_RL.sum(1)]).tolist()
-    there = Exchange(parallel.group, sent, received)
-    travelling = there.begin(x_ND)
-    local_experts = torch.arange(counts_RL.shape[1], device=x_TD.device).repeat(parallel.size)
-    regroup = Permutation.sorting(local_experts.repeat_interleave(counts_RL.flatten(), output_size=sum(received)))
-    return Dispatched(travelling, there, there.reverse(), counts_RL.sum(0), home, regroup, routing.weights_TK)
+    return counts_RL, Exchange(parallel.group, sent, received)
+
+
+def _by_local_expert(counts_RL: Tensor, num_received: int) -> Permutation:
+    """From order of sender, then of expert, to order of expert."""
+    num_senders, num_local = counts_RL.shape
+    experts_RL = torch.arange(num_local, device=counts_RL.device).repeat(num_senders)
+    return Permutation.sorting(experts_RL.repeat_interleave(counts_RL.flatten(), output_size=num_received))
 
 
 def receive(dispatched: Dispatched) -> Tensor:
-    """Wait for the copies: [M, D], sorted by local expert."""
+    """Wait for the copies: [M, D], sorted by local expert; behind them may be rows without content."""
     x_MD = dispatched.there.finish(dispatched.travelling)
     return x_MD if dispatched.regroup is None else dispatched.regroup.take(x_MD)
 
@@ -164,19 +122,23 @@ def send_home(y_MD: Tensor, dispatched: Dispatched) -> Travelling:
 
 def combine(travelling: Travelling, dispatched: Dispatched) -> Tensor:
     """Wait for what `send_home` sent, and add each token's outputs up with the gate's weights: [T, D]."""
-    y_ND, home = dispatched.back.finish(travelling), dispatched.home
-    out_TD: Tensor = _WeightedSum.apply(y_ND, dispatched.weights_TK, home.order_N, home.inverse_N)  # type: ignore[no-untyped-call]
+    y_ND = dispatched.back.finish(travelling)
+    out_TD: Tensor = _WeightedSum.apply(y_ND, dispatched.weights_TK, dispatched.home)  # type: ignore[no-untyped-call]
     return out_TD
 
 
 class _WeightedSum(torch.autograd.Function):
-    """Rows brought back to their tokens and added up with weights, without a copy of them per step of the sum."""
+    """Rows brought back to their tokens and added up with weights, without a copy of them per step of the sum.
+
+    A dropped copy reads some other row, and weighs nothing.
+    """
 
     @staticmethod
-    def forward(ctx: Any, y_ND: Tensor, weights_TK: Tensor, order_N: Tensor, inverse_N: Tensor) -> Tensor:
+    def forward(ctx: Any, y_ND: Tensor, weights_TK: Tensor, home: Permutation) -> Tensor:
         num_tokens, top_k = weights_TK.shape
-        y_TKD = y_ND.index_select(0, inverse_N).view(num_tokens, top_k, -1)
-        ctx.save_for_backward(y_TKD, weights_TK, order_N)
+        y_TKD = y_ND.index_select(0, home.inverse_N).view(num_tokens, top_k, -1)
+        ctx.save_for_backward(y_TKD, weights_TK)
+        ctx.home = home
         out_TD = y_TKD[:, 0] * weights_TK[:, :1]
         for choice in range(1, top_k):
             out_TD.addcmul_(y_TKD[:, choice], weights_TK[:, choice, None])
@@ -184,9 +146,9 @@ class _WeightedSum(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        y_TKD, weights_TK, order_N = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        (y_TKD, weights_TK), order_N = ctx.saved_tensors, ctx.home.order_N
         grad_TD = gradients[0]
         grad_weights_TK = (y_TKD * grad_TD[:, None]).sum(-1)
         grad_y_ND = grad_TD.index_select(0, order_N // weights_TK.shape[1])
-        return grad_y_ND.mul_(weights_TK.flatten()[order_N, None]), grad_weights_TK, None, None
+        return grad_y_ND.mul_(weights_TK.flatten()[order_N, None]), grad_weights_TK, None

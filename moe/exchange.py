@@ -39,6 +39,16 @@ class Exchange:
         self._group, self._sent, self._received = group, sent, received
         self._under_way: tuple[dist.Work, Tensor] | None = None
 
+    @property
+    def num_sent(self) -> int:
+        """Rows that leave, N; those for this process itself included."""
+        return sum(self._sent)
+
+    @property
+    def num_received(self) -> int:
+        """Rows that come, M; likewise."""
+        return sum(self._received)
+
     def reverse(self) -> Exchange:
         """The exchange that takes rows back where they came from."""
         return Exchange(self._group, self._received, self._sent)

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from moe.attention import Attention, Documents, LayerCache, rotary_table
-from moe.balance import LayerBalance, layer_balance
+from moe.balance import Balancing, LayerBalance, layer_balance
+from moe.capacity import drop_over_capacity
 from moe.config import MoEConfig
 from moe.dispatch import Dispatched, ExpertParallel, combine, dispatch, receive, send_home
 from moe.exchange import Travelling
@@ -61,11 +62,12 @@ class ResidualMLP(nn.Module):
 class MoE(nn.Module):
     """Router, dispatch, experts, combine."""
 
-    def __init__(self, config: MoEConfig, parallel: ExpertParallel) -> None:
+    def __init__(self, config: MoEConfig, parallel: ExpertParallel, balancing: Balancing | None = None) -> None:
         super().__init__()
         if config.num_experts % parallel.size:
             raise ValueError(f"expert-parallel size {parallel.size} does not divide {config.num_experts} experts")
         self.num_experts, self.parallel = config.num_experts, parallel
+        self.balancing = balancing or Balancing()
         self.router = Router(config)
         self.experts = Experts(config, config.num_experts // parallel.size)
 
@@ -77,7 +79,10 @@ class MoE(nn.Module):
     def dispatch(self, x_TD: Tensor, row_lengths: tuple[int, ...]) -> tuple[Dispatched, LayerBalance]:
         """The first part of `forward`: choose experts and send the tokens off to them."""
         routing = self.router(x_TD)
-        return dispatch(x_TD, routing, self.num_experts, self.parallel), layer_balance(routing, row_lengths)
+        if self.training and self.balancing.capacity_factor is not None:
+            routing = drop_over_capacity(routing, row_lengths, self.balancing.capacity_factor)
+        balance = layer_balance(routing, row_lengths)
+        return dispatch(x_TD, routing, self.num_experts, self.parallel), balance
 
     def run_experts(self, dispatched: Dispatched) -> Travelling:
         """The second part: apply the experts to what has arrived, and send it home, to be combined."""
@@ -87,14 +92,14 @@ class MoE(nn.Module):
 class HybridLayer(nn.Module):
     """One layer, as in the module's docstring."""
 
-    def __init__(self, config: MoEConfig, parallel: ExpertParallel) -> None:
+    def __init__(self, config: MoEConfig, parallel: ExpertParallel, balancing: Balancing | None) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config)
         self.self_attn = Attention(config)
         self.residual_layernorm = RMSNorm(config)
         self.residual_mlp = ResidualMLP(config)
         self.post_attention_layernorm = RMSNorm(config)
-        self.block_sparse_moe = MoE(config, parallel)
+        self.block_sparse_moe = MoE(config, parallel, balancing)
 
     def forward(
         self, x_TD: Tensor, batch: PackedBatch, rotary: tuple[Tensor, Tensor], cache: LayerCache | None
@@ -129,20 +134,26 @@ class HybridModel(nn.Module):
     Args:
         config: the architecture.
         parallel: the processes that share the experts; this one holds its part of them only.
+        balancing: of the experts' load in training; by default nothing is dropped.
         activation_checkpointing: keep only each layer's input for the backward pass, which computes the layer anew.
 
     Weights are uninitialised: fill them with `moe.init.initialize` or `moe.hf.load_checkpoint`.
     """
 
     def __init__(
-        self, config: MoEConfig, parallel: ExpertParallel | None = None, *, activation_checkpointing: bool = False
+        self,
+        config: MoEConfig,
+        parallel: ExpertParallel | None = None,
+        balancing: Balancing | None = None,
+        *,
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.config = config
         self._activation_checkpointing = activation_checkpointing
         self.parallel = parallel or ExpertParallel()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(HybridLayer(config, self.parallel) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(HybridLayer(config, self.parallel, balancing) for _ in range(config.num_layers))
         self.norm = RMSNorm(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 

@@ -23,12 +23,14 @@ class Routing:
     Attributes:
         probabilities_TE: softmax over all experts, fp32, with gradient.
         experts_TK: chosen experts, best first.
-        weights_TK: their weights, summing to 1 per token, in the model's dtype.
+        weights_TK: their weights, summing to 1 per token, in the model's dtype; 0 for what is dropped.
+        dropped_TK: true where the expert does not take the token; None when nothing is dropped.
     """
 
     probabilities_TE: Tensor
     experts_TK: Tensor
     weights_TK: Tensor
+    dropped_TK: Tensor | None = None
 
 
 class Router(nn.Module):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from moe.balance import Balancing
 from moe.config import MoEConfig
 from moe.dispatch import ExpertParallel
 from moe.hf import checkpoint_slices
@@ -20,9 +21,9 @@ TINY = MoEConfig(
 )
 
 
-def tiny_model(parallel: ExpertParallel | None = None) -> HybridModel:
+def tiny_model(parallel: ExpertParallel | None = None, balancing: Balancing | None = None) -> HybridModel:
     """Weights ten times the usual, so that every part of the layer matters to the logits."""
-    model = HybridModel(TINY, parallel)
+    model = HybridModel(TINY, parallel, balancing)
     initialize(model, seed=0)
     with torch.no_grad():
         for key, tensor in checkpoint_slices(model):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import moe.model
 from moe.attention import Attention, Documents
+from moe.balance import Balancing
 from moe.dispatch import Dispatched, ExpertParallel
 from moe.exchange import Exchange
 from moe.experts import Experts, grouped_swiglu
@@ -28,6 +29,8 @@ from tests.moe.test_parity import GRADIENT_TOLERANCE, RELATIVE_TOLERANCE
 
 K = 0.5
 """Of the balance loss: large, so that its share of the gradient shows."""
+
+DROPPING = Balancing(capacity_factor=0.75)
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,18 @@ class Share:
     hidden_TD: Tensor
     losses: Tensor
     copies_LE: Tensor
+    dropped_L: Tensor
     gradients: dict[str, Tensor]
 
 
-def share(rows: Sequence[Row], all_rows: Sequence[Row], parallel: ExpertParallel | None = None) -> Share:
+def share(
+    rows: Sequence[Row],
+    all_rows: Sequence[Row],
+    parallel: ExpertParallel | None = None,
+    balancing: Balancing | None = None,
+) -> Share:
     """Forward and backward pass, losses divided by the tokens of all rows."""
-    model = tiny_model(parallel)
+    model = tiny_model(parallel, balancing)
     num_tokens = sum(len(row.tokens_T) for row in all_rows)
     documents = Documents.from_lengths([length for row in rows for length in row.documents])
     tokens_T, targets_T = (torch.cat([getattr(row, name) for row in rows]) for name in ("tokens_T", "targets_T"))
@@ -77,6 +86,7 @@ def share(rows: Sequence[Row], all_rows: Sequence[Row], parallel: ExpertParallel
         hidden_TD.detach(),
         torch.stack([cross_entropy, balance]).detach(),
         torch.stack([balance.tokens_per_expert_E for balance in balances]),
+        torch.stack([balance.dropped for balance in balances]),
         {key: gradient.clone() for key, gradient in checkpoint_slices(model)},
     )
 
@@ -88,6 +98,7 @@ def together(shares: Sequence[Share]) -> Share:
         torch.cat([one.hidden_TD for one in shares]),
         torch.stack([one.losses for one in shares]).sum(0),
         torch.stack([one.copies_LE for one in shares]).sum(0),
+        torch.stack([one.dropped_L for one in shares]).sum(0),
         {key: torch.stack([one.gradients[key] for one in shares if key in one.gradients]).sum(0) for key in keys},
     )
 
@@ -160,6 +171,21 @@ def _reads_of_the_host(row: Row, parallel: ExpertParallel) -> int:
     return reads
 
 
+def _rows_sent(row: Row, parallel: ExpertParallel, balancing: Balancing) -> int:
+    """Copies, outputs, and the gradients of both, that this process sends to itself and others."""
+    sent = []
+    start = Exchange._start
+
+    def counting(self: Exchange, rows: Tensor, *arguments: Any) -> None:
+        sent.append(len(rows))
+        start(self, rows, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Exchange, "_start", counting)
+        share([row], ROWS, parallel, balancing)
+    return sum(sent)
+
+
 def _events_in_order(row: Row, parallel: ExpertParallel) -> list[str]:
     """What both passes do, one after another."""
     events = []
@@ -192,6 +218,7 @@ class LeftBehind:
     """By one process."""
 
     shares: dict[str, Share]
+    rows_sent: int
     reads: int
     events: list[str]
 
@@ -203,12 +230,19 @@ def _process(rank: int, directory: str) -> None:
     among_1, among_2, among_4 = map(ExpertParallel, (None, pairs[rank // 2], dist.group.WORLD))
     row = ROWS[rank]
     shares = {f"among {parallel.size}": share([row], ROWS, parallel) for parallel in (among_1, among_2, among_4)}
+    for parallel in (among_1, among_2, among_4):
+        shares[f"dropping among {parallel.size}"] = share([row], ROWS, parallel, DROPPING)
     shares["one token"] = share([ONE_TOKEN[rank]], ONE_TOKEN, among_4)
     for change in (*MUTATIONS, _waiting_at_once):
         with pytest.MonkeyPatch.context() as patch:
             change(patch)
             shares[change.__name__] = share([row], ROWS, among_4)
-    left = LeftBehind(shares, _reads_of_the_host(row, among_4), _events_in_order(row, among_4))
+    left = LeftBehind(
+        shares,
+        _rows_sent(row, among_4, DROPPING),
+        _reads_of_the_host(row, among_4),
+        _events_in_order(row, among_4),
+    )
     torch.save(left, f"{directory}/{rank}")
     dist.destroy_process_group()
 
@@ -233,6 +267,7 @@ def error(actual: Tensor, expected: Tensor) -> float:
 def assert_same(actual: Share, expected: Share) -> None:
     """Neither is further from exact arithmetic than `test_parity` allows a model on one process to be."""
     assert actual.copies_LE.equal(expected.copies_LE)
+    assert actual.dropped_L.equal(expected.dropped_L)
     assert error(actual.hidden_TD, expected.hidden_TD) < 2 * RELATIVE_TOLERANCE, "hidden states"
     for name, mine, alone in zip(("cross-entropy", "balance"), actual.losses, expected.losses, strict=True):
         assert error(mine, alone) < 2 * RELATIVE_TOLERANCE, name
@@ -244,6 +279,20 @@ def assert_same(actual: Share, expected: Share) -> None:
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_any_number_of_processes_may_share_the_experts(size: int, spread: dict[str, Share]) -> None:
     assert_same(spread[f"among {size}"], share(ROWS, ROWS))
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_what_is_dropped_does_not_depend_on_the_processes(size: int, spread: dict[str, Share]) -> None:
+    alone = share(ROWS, ROWS, balancing=DROPPING)
+    assert (alone.dropped_L > 0).all()
+    assert_same(spread[f"dropping among {size}"], alone)
+    with pytest.raises(AssertionError):
+        assert_same(spread[f"among {size}"], alone)
+
+
+def test_dropped_copies_are_not_sent(processes: list[LeftBehind], spread: dict[str, Share]) -> None:
+    one = spread["dropping among 4"]
+    assert sum(left.rows_sent for left in processes) == 4 * (one.copies_LE.sum() - one.dropped_L.sum())
 
 
 def test_processes_may_have_no_copies_for_their_experts(spread: dict[str, Share]) -> None:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from moe.blocks import ProductBlocks
 from moe.config import MoEConfig
-from moe.dispatch import ExpertParallel, Permutation, combine, dispatch, receive, send_home
+from moe.dispatch import ExpertParallel, combine, dispatch, receive, send_home
 from moe.experts import block_swiglu, grouped_swiglu
 from moe.native import kernel_blocks
+from moe.permutation import Permutation
 from moe.router import Routing
 from moe.threads import for_parts, parts_of
 

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 import moe.balance
 import moe.dispatch
+from moe.balance import Balancing
 from moe.config import MoEConfig
 from moe.dispatch import ExpertParallel
 from moe.experts import Experts, grouped_swiglu
@@ -36,13 +37,13 @@ class _NothingCopiedOver(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _run_layer(patch: pytest.MonkeyPatch) -> None:
+def _run_layer(patch: pytest.MonkeyPatch, capacity_factor: float | None = None) -> None:
     """Forward and backward pass, experts as on a GPU."""
     patch.setattr(
         Experts, "forward", lambda self, x_MD, counts_E: grouped_swiglu(x_MD, self.w13_EGD, self.w2_EDF, counts_E)
     )
     with torch.device("meta"):
-        layer = MoE(CONFIG, ExpertParallel()).bfloat16()
+        layer = MoE(CONFIG, ExpertParallel(), Balancing(capacity_factor)).bfloat16()
         x_TD = torch.empty(20, 16, dtype=torch.bfloat16, requires_grad=True)
         grad_TD = torch.empty(20, 16, dtype=torch.bfloat16)
     with _NothingCopiedOver():
@@ -51,8 +52,9 @@ def _run_layer(patch: pytest.MonkeyPatch) -> None:
     assert all(parameter.grad is not None for parameter in layer.parameters())
 
 
-def test_a_layer_on_one_process_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    _run_layer(monkeypatch)
+@pytest.mark.parametrize("capacity_factor", [None, 1.0])
+def test_a_layer_on_one_process_never_waits(capacity_factor: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    _run_layer(monkeypatch, capacity_factor)
 
 
 def _bincount(experts_N: Tensor, num_experts: int) -> Tensor:
