@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from ray_jobs.data.packed_rows import PackedRows
+from ray_jobs.evaluate.mode import evaluating
 from ray_jobs.train.batches import collate
 from ray_jobs.train.engine import TrainingStep, all_reduce_sum
 from ray_jobs.train.metrics import StepSums
@@ -32,7 +33,8 @@ def held_out_losses(step: TrainingStep, rows: PackedRows, categories: Sequence[s
     for turn in range(math.ceil(len(rows) / num_workers)):
         index = turn * num_workers + rank
         batch = collate([rows[index] if index < len(rows) else None], categories, device)
-        _, sums = step(batch, 1.0, 1.0)
+        with evaluating(step):
+            _, sums = step(batch, 1.0, 1.0)
         total = sums if turn == 0 else total + sums
     if not len(rows):
         return {}

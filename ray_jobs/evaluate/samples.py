@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from moe.generate import generate
 from moe.model import HybridModel
+from ray_jobs.evaluate.mode import evaluating
 from service.errors import InvalidSpecError
 
 
@@ -38,7 +39,8 @@ def answer(
         if len(prompt_tokens) > limit:
             message = f"has {len(prompt_tokens)} tokens with the chat template, but the model {limit} positions"
             raise InvalidSpecError(message, f"evaluate.prompts.{index}")
-    answers = generate(model, tokens, max_new_tokens, [tokenizer.eos_token_id])
+    with evaluating(model):
+        answers = generate(model, tokens, max_new_tokens, [tokenizer.eos_token_id])
     return [
         {"prompt": prompt, "completion": tokenizer.decode(answer_tokens, skip_special_tokens=True)}
         for prompt, answer_tokens in zip(prompts, answers, strict=True)

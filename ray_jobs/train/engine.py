@@ -116,7 +116,8 @@ class TrainingStep(nn.Module):
         by_category = sums_by_category(losses_P, batch.trained_T, batch.categories_T, self._num_categories)
         counts = torch.stack([balance.tokens_per_expert_E for balance in balances]) * batch.weight
         entropies = torch.stack([balance.entropy_sum for balance in balances]) * batch.weight
-        parts = [by_category.flatten(), balance_sums.detach(), entropies, counts.flatten()]
+        dropped = torch.stack([balance.dropped for balance in balances]) * batch.weight
+        parts = [by_category.flatten(), balance_sums.detach(), entropies, dropped, counts.flatten()]
         return loss, torch.cat([part.double() for part in parts])
 
 

@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedTokenizerFast
 
+from moe.balance import Balancing
 from moe.freeze import freeze_moe
 from moe.model import HybridModel
 from ray_jobs.data.packed_rows import PackedRows
@@ -141,6 +142,7 @@ class Worker:
             model = HybridModel(
                 model_config(self.spec, len(self.tokenizer)),
                 parallel,
+                Balancing(self.spec.train.capacity_factor),
                 activation_checkpointing=self.spec.train.activation_checkpointing,
             )
         load_base(model, self.spec)

@@ -4,7 +4,7 @@ Every worker adds up one vector of sums over its micro-batches; one all-reduce m
 anything divided. Nothing here costs another pass over the data.
 
 Layout of the vector, for C categories, L layers, E experts: C sums of nats, C trained tokens, L balance-loss sums,
-L entropy sums, L x E token copies.
+L entropy sums, L dropped token copies, L x E token copies.
 """
 
 from __future__ import annotations
@@ -26,22 +26,24 @@ class StepSums:
         trained_C: trained tokens by category.
         balance_L: tokens x normalised balance loss by layer, without k.
         entropy_L: nats of the gates' distributions by layer.
-        copies_LE: token copies by layer and expert.
+        dropped_L: token copies that no expert took, by layer.
+        copies_LE: token copies by layer and expert, before any drop.
     """
 
     nats_C: Tensor
     trained_C: Tensor
     balance_L: Tensor
     entropy_L: Tensor
+    dropped_L: Tensor
     copies_LE: Tensor
 
     @classmethod
     def from_vector(cls, vector: Tensor, num_categories: int, config: MoEConfig) -> StepSums:
         """Take the vector apart."""
         layers, experts = config.num_layers, config.num_experts
-        sizes = [num_categories, num_categories, layers, layers, layers * experts]
-        nats_C, trained_C, balance_L, entropy_L, copies = vector.cpu().split(sizes)
-        return cls(nats_C, trained_C, balance_L, entropy_L, copies.view(layers, experts))
+        sizes = [num_categories, num_categories, layers, layers, layers, layers * experts]
+        nats_C, trained_C, balance_L, entropy_L, dropped_L, copies = vector.cpu().split(sizes)
+        return cls(nats_C, trained_C, balance_L, entropy_L, dropped_L, copies.view(layers, experts))
 
     @property
     def loss(self) -> float:
@@ -68,6 +70,7 @@ class StepSums:
         """
         balance = [balance_loss_coefficient * float(value) / num_tokens for value in self.balance_L]
         load = self.copies_LE / self.copies_LE.mean(1, keepdim=True)
+        dropped_L = self.dropped_L / self.copies_LE.sum(1)
         return {
             "loss": self.loss,
             "loss_by_category": self.loss_by_category(categories),
@@ -77,6 +80,8 @@ class StepSums:
             "balance_loss_floor": balance_loss_coefficient * len(balance),
             "balance_loss_per_layer": balance,
             "load_max_over_mean_per_layer": load.max(1).values.tolist(),
+            "dropped_fraction": float(dropped_L.mean()),
+            "dropped_fraction_per_layer": dropped_L.tolist(),
             "router_entropy_per_layer": (self.entropy_L / num_tokens).tolist(),
             "dead_experts_per_layer": (self.copies_LE == 0).sum(1).tolist(),
         }

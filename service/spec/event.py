@@ -47,7 +47,8 @@ class Event(BaseModel):
         train.started: `start_step`, `total_steps`, `workers` (of `rank`, `pid`, `node_id`).
         train.step: `step` (1-based), `total_steps`, `epoch`, `loss` (nats per trained token), `learning_rate`,
             `gradient_norm`, `tokens_per_s`, `trained_tokens`, `tokens`, `balance_loss`, `balance_loss_floor`,
-            `balance_loss_per_layer`, `eta_s`, and others that readers may ignore.
+            `balance_loss_per_layer`, `dropped_fraction` (of token copies, over all layers), `eta_s`, and others
+            that readers may ignore.
         checkpoint.saved: `step`, `path` (below the run's `checkpoints/`; only the newest ones are kept).
         eval.held_out: `when` (before, after), `step`, `loss` (nats per trained token, by category).
         eval.samples: `when`, `step`, `samples` (of `prompt`, `completion`). Both evaluations may come twice, the same,

@@ -36,6 +36,9 @@ class TrainSpec(SpecModel):
     """Largest L2 norm of the whole gradient, dense and expert parts together."""
     balance_loss_coefficient: float = Field(default=0.01, ge=0)
     """k of the load-balancing loss: a layer's loss at perfect balance."""
+    capacity_factor: float | None = Field(default=None, gt=0)
+    """Room of an expert in training, as a multiple of an even share of a packed row's token copies, rounded up: what
+    comes when it is full is dropped. By default there is room for all."""
     freeze_moe: bool = False
     """Train the dense part only, every router and expert frozen: cheaper, for data-mix ablations."""
     activation_checkpointing: bool = False

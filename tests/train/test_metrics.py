@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from moe.balance import Balancing
 from moe.router import Router, Routing
 from ray_jobs.data.packed_rows import PackedRow
 from ray_jobs.train.batches import collate
@@ -22,6 +23,7 @@ def test_metrics_are_the_hand_counted_ones() -> None:
         trained_C=torch.tensor([3.0, 1.0]),
         balance_L=torch.tensor([10.0, 15.0]),
         entropy_L=torch.tensor([10 * math.log(4), 5.0]),
+        dropped_L=torch.tensor([0.0, 5.0]),
         copies_LE=torch.tensor([[5.0, 5.0, 5.0, 5.0], [10.0, 0.0, 8.0, 2.0]]),
     )
     assert sums.describe(CATEGORIES, num_tokens=10, balance_loss_coefficient=0.01) == {
@@ -33,13 +35,15 @@ def test_metrics_are_the_hand_counted_ones() -> None:
         "balance_loss_floor": 0.02,
         "balance_loss_per_layer": pytest.approx([0.01, 0.015]),
         "load_max_over_mean_per_layer": [1.0, 2.0],
+        "dropped_fraction": 0.125,
+        "dropped_fraction_per_layer": [0.0, 0.25],
         "router_entropy_per_layer": pytest.approx([math.log(4), 0.5]),
         "dead_experts_per_layer": [0, 1],
     }
 
 
 def test_sums_of_a_step_are_those_of_its_routings() -> None:
-    model, routings = tiny_model(), []
+    model, routings = tiny_model(balancing=Balancing(capacity_factor=0.5)), []
     for module in model.modules():
         if isinstance(module, Router):
             module.register_forward_hook(lambda _module, _inputs, routing: routings.append(routing))
@@ -49,6 +53,9 @@ def test_sums_of_a_step_are_those_of_its_routings() -> None:
     sums = StepSums.from_vector(vector, 2, TINY)
     assert sums.trained_C.tolist() == [3, 0]
     assert sums.copies_LE.tolist() == [_copies(routing) for routing in routings]
+    # an even share of 6 tokens' 12 copies is 3, and half of it, rounded up, 2
+    assert sums.dropped_L.tolist() == [sum(max(0, num - 2) for num in _copies(routing)) for routing in routings]
+    assert sums.dropped_L.sum() > 0
     assert sums.entropy_L.tolist() == pytest.approx([_entropy(routing) for routing in routings], rel=6 * 4 * 2**-24)
     assert sums.describe(CATEGORIES, 6, 0.01)["dead_experts_per_layer"] == [
         _copies(routing).count(0) for routing in routings
