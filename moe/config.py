@@ -119,6 +119,18 @@ class MoEConfig:
         """Weights of one token's forward pass, as Arctic's 17.29B counts them: embeddings whole, gates (0.03B) not."""
         return self.num_dense_params() + self.num_layers * self.top_k * self.num_expert_params
 
+    def num_activations(self) -> int:
+        """Numbers of the model's type that one layer keeps of each token for the backward pass, without recomputation.
+
+        The layer's input, the outputs of three norms and of the attention before the residual MLP; queries, keys,
+        values, and what was attended to, by document and together; gate, up and product of the residual MLP; and for
+        each chosen expert its input, gate, up and output. Beside them each expert's probability in fp32, and some 60
+        bytes.
+        """
+        d, kv = self.hidden_size, self.num_kv_heads * self.head_dim
+        experts = self.top_k * (2 * d + 2 * self.expert_intermediate_size)
+        return 5 * d + (3 * d + 2 * kv) + 3 * self.residual_size + experts
+
     def to_hf(self) -> dict[str, Any]:
         """The published form: the content of `config.json`."""
         document = self.kept | _HF_FIXED | {key: getattr(self, name) for name, key in _HF_NAMES.items()}

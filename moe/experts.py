@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from moe.blocks import Backward, Blocks, Forward, ProductBlocks
 from moe.config import MoEConfig
+from moe.functional import gate
 from moe.native import kernel_blocks
 
 
@@ -60,7 +61,7 @@ def grouped_swiglu(x_MD: Tensor, w13_EGD: Tensor, w2_EDF: Tensor, counts_E: Tens
     ends_E = counts_E.cumsum(0).to(torch.int32)
     h_MG = F.grouped_mm(x_MD, w13_EGD.transpose(1, 2), offs=ends_E)
     gate_MF, up_MF = h_MG.chunk(2, 1)
-    return F.grouped_mm(F.silu(gate_MF) * up_MF, w2_EDF.transpose(1, 2), offs=ends_E)
+    return F.grouped_mm(gate(gate_MF, up_MF), w2_EDF.transpose(1, 2), offs=ends_E)
 
 
 def block_swiglu(

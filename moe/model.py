@@ -15,7 +15,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -26,11 +25,12 @@ from moe.config import MoEConfig
 from moe.dispatch import Dispatched, ExpertParallel, combine, dispatch, receive, send_home
 from moe.exchange import Travelling
 from moe.experts import Experts
+from moe.functional import gate, rms_norm
 from moe.router import Router
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm, computed in fp32 and cast before the weight, as published."""
+    """Root-mean-square norm with a weight."""
 
     def __init__(self, config: MoEConfig) -> None:
         super().__init__()
@@ -39,9 +39,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """Normalise each token."""
-        x32_TD = x_TD.float()
-        scale_T1 = torch.rsqrt(x32_TD.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * (x32_TD * scale_T1).to(x_TD.dtype)
+        return rms_norm(x_TD, self.weight, self.eps)
 
 
 class ResidualMLP(nn.Module):
@@ -55,7 +53,7 @@ class ResidualMLP(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """`w2(silu(w1 x) * w3 x)`."""
-        out: Tensor = self.w2(F.silu(self.w1(x_TD)) * self.w3(x_TD))
+        out: Tensor = self.w2(gate(self.w1(x_TD), self.w3(x_TD)))
         return out
 
 

@@ -58,11 +58,12 @@ def test_gradients_are_the_same_bits_when_two_processes_share_the_experts(tmp_pa
     torch.multiprocessing.spawn(_compare_gradients, (str(tmp_path),), nprocs=2)
 
 
-def kept_bytes(num_layers: int, *, recompute: bool) -> int:
+def kept_bytes(num_layers: int, *, recompute: bool, dtype: torch.dtype = torch.float32) -> int:
     """Bytes that a forward pass keeps for the backward pass, weights left out."""
     model = HybridModel(replace(TINY, num_layers=num_layers), activation_checkpointing=recompute)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter)
+    model.to(dtype)
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: list[Tensor] = []
 
@@ -79,8 +80,13 @@ def kept_bytes(num_layers: int, *, recompute: bool) -> int:
 def test_a_layer_keeps_its_input_only() -> None:
     input_bytes = 4 * len(TOKENS) * TINY.hidden_size
     assert kept_bytes(3, recompute=True) - kept_bytes(2, recompute=True) == input_bytes
-    # three norms, attention, MLP and experts each keep their own input, and more
-    assert kept_bytes(3, recompute=False) - kept_bytes(2, recompute=False) > 6 * input_bytes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_it_a_layer_keeps_what_the_config_says(dtype: torch.dtype) -> None:
+    layer_bytes = kept_bytes(3, recompute=False, dtype=dtype) - kept_bytes(2, recompute=False, dtype=dtype)
+    stated = dtype.itemsize * TINY.num_activations() + 4 * TINY.num_experts
+    assert stated < layer_bytes / len(TOKENS) < stated + 80
 
 
 @torch.no_grad()
