@@ -61,13 +61,14 @@ class Documents:
         keys: each document's rows in a cache, with those of this batch; None without a cache.
 
     Attributes:
+        lengths: as given.
         positions_T: as given.
         queries: each document's rows among the T tokens.
         keys: each document's rows among the S keys.
     """
 
     def __init__(self, lengths: tuple[int, ...], positions_T: Tensor, keys: Spans | None = None) -> None:
-        self.positions_T = positions_T
+        self.lengths, self.positions_T = lengths, positions_T
         self.queries = Spans(lengths, positions_T.device)
         self.keys = keys or self.queries
 
