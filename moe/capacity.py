@@ -29,13 +29,14 @@ def drop_over_capacity(routing: Routing, row_lengths: tuple[int, ...], capacity_
 
     Args:
         routing: of T tokens, nothing dropped.
-        row_lengths: tokens of each packed row; they sum to T.
+        row_lengths: tokens of each packed row; further tokens are as one more.
         capacity_factor: room of an expert, as a multiple of what it gets when all get equally much.
     """
-    num_experts, top_k = routing.probabilities_TE.shape[1], routing.experts_TK.shape[1]
-    rooms = [room(num_tokens * top_k, num_experts, capacity_factor) for num_tokens in row_lengths]
-    rows = zip(routing.experts_TK.split(row_lengths), rooms, strict=True)
-    dropped_TK = torch.cat([_finds_no_room(experts_SK, room) for experts_SK, room in rows])
+    num_experts = routing.probabilities_TE.shape[1]
+    rows = routing.experts_TK.split((*row_lengths, len(routing.experts_TK) - sum(row_lengths)))
+    dropped_TK = torch.cat(
+        [_finds_no_room(row_SK, room(row_SK.numel(), num_experts, capacity_factor)) for row_SK in rows]
+    )
     kept_TK = routing.probabilities_TE.gather(1, routing.experts_TK).masked_fill(dropped_TK, 0)
     # the smallest divisor is DeepSpeed's, for tokens whose copies were all dropped
     weights_TK = kept_TK / kept_TK.sum(-1, keepdim=True).clamp(min=torch.finfo(kept_TK.dtype).eps)

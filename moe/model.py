@@ -77,9 +77,10 @@ class MoE(nn.Module):
     def dispatch(self, x_TD: Tensor, row_lengths: tuple[int, ...]) -> tuple[Dispatched, LayerBalance]:
         """The first part of `forward`: choose experts and send the tokens off to them."""
         routing = self.router(x_TD)
-        if self.training and self.balancing.capacity_factor is not None:
-            routing = drop_over_capacity(routing, row_lengths, self.balancing.capacity_factor)
-        balance = layer_balance(routing, row_lengths)
+        balancing = self.balancing if self.training else Balancing()
+        if balancing.capacity_factor is not None:
+            routing = drop_over_capacity(routing, row_lengths, balancing.capacity_factor)
+        balance = layer_balance(routing, row_lengths, balancing.loss_group)
         return dispatch(x_TD, routing, self.num_experts, self.parallel), balance
 
     def run_experts(self, dispatched: Dispatched) -> Travelling:
@@ -118,7 +119,7 @@ class PackedBatch:
     Attributes:
         tokens_T: int64 token ids.
         documents: borders of the documents, for attention.
-        row_lengths: tokens of each packed row, for the balance loss; they sum to T.
+        row_lengths: tokens of each packed row, for the balance loss; what lies behind the rows counts nowhere.
     """
 
     tokens_T: Tensor
@@ -132,7 +133,7 @@ class HybridModel(nn.Module):
     Args:
         config: the architecture.
         parallel: the processes that share the experts; this one holds its part of them only.
-        balancing: of the experts' load in training; by default nothing is dropped.
+        balancing: of the experts' load in training; by default nothing is dropped, and each row balanced by itself.
         activation_checkpointing: keep only each layer's input for the backward pass, which computes the layer anew.
 
     Weights are uninitialised: fill them with `moe.init.initialize` or `moe.hf.load_checkpoint`.

@@ -69,18 +69,16 @@ class TrainBatch:
         packed: the model's input, T tokens.
         trained_T: true where a token is a target of the loss.
         categories_T: each token's category, as an index.
-        weight: 0 for an empty batch, else 1.
     """
 
     packed: PackedBatch
     trained_T: Tensor
     categories_T: Tensor
-    weight: int
 
     @property
     def num_tokens(self) -> int:
         """Real tokens."""
-        return self.weight * len(self.trained_T)
+        return sum(self.packed.row_lengths)
 
     @property
     def num_trained(self) -> int:
@@ -110,10 +108,10 @@ def collate(rows: Sequence[PackedRow | None], categories: Sequence[str], device:
         ),
         torch.as_tensor(np.concatenate([row.trained for row in real]), device=device),
         torch.as_tensor(categories_T, dtype=torch.int64, device=device),
-        1,
     )
 
 
 def _empty(device: torch.device | str) -> TrainBatch:
+    """One token, of no row."""
     token = torch.zeros(1, dtype=torch.int64, device=device)
-    return TrainBatch(PackedBatch(token, Documents.from_lengths([1], device), (1,)), token.bool(), token, 0)
+    return TrainBatch(PackedBatch(token, Documents.from_lengths([1], device), (0,)), token.bool(), token)

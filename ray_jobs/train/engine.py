@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from moe.balance import Balancing
 from moe.dispatch import ExpertParallel
 from moe.experts import Experts
 from moe.model import HybridModel
@@ -56,6 +57,12 @@ def expert_parallel_group(size: int) -> ExpertParallel:
     name = f"ep_size_{size}"
     groups._create_expert_and_data_parallel(size)  # noqa: SLF001  the way that DeepSpeed's own layers take
     return ExpertParallel(groups._get_expert_parallel_group(name))  # noqa: SLF001
+
+
+def balancing(spec: JobSpec) -> Balancing:
+    """What keeps tokens from crowding into few experts."""
+    per_batch = spec.train.balance_loss_unit == "batch"
+    return Balancing(spec.train.capacity_factor, dist.group.WORLD if per_batch else None)
 
 
 def deepspeed_config(spec: JobSpec) -> dict[str, Any]:
@@ -110,13 +117,13 @@ class TrainingStep(nn.Module):
         """
         hidden_TD, balances = self.model(batch.packed)
         losses_P = completion_losses(hidden_TD, self.model.lm_head, batch.packed.tokens_T, batch.trained_T)
-        balance_sums = torch.stack([balance.loss_sum for balance in balances]) * batch.weight
+        balance_sums = torch.stack([balance.loss_sum for balance in balances])
         loss = losses_P.sum() / global_trained
         loss = loss + self._balance_loss_coefficient * balance_sums.sum() / global_tokens
         by_category = sums_by_category(losses_P, batch.trained_T, batch.categories_T, self._num_categories)
-        counts = torch.stack([balance.tokens_per_expert_E for balance in balances]) * batch.weight
-        entropies = torch.stack([balance.entropy_sum for balance in balances]) * batch.weight
-        dropped = torch.stack([balance.dropped for balance in balances]) * batch.weight
+        counts = torch.stack([balance.tokens_per_expert_E for balance in balances])
+        entropies = torch.stack([balance.entropy_sum for balance in balances])
+        dropped = torch.stack([balance.dropped for balance in balances])
         parts = [by_category.flatten(), balance_sums.detach(), entropies, dropped, counts.flatten()]
         return loss, torch.cat([part.double() for part in parts])
 

@@ -22,7 +22,6 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedTokenizerFast
 
-from moe.balance import Balancing
 from moe.freeze import freeze_moe
 from moe.model import HybridModel
 from ray_jobs.data.packed_rows import PackedRows
@@ -32,7 +31,7 @@ from ray_jobs.run_directory import CHECKPOINTS_DIRECTORY, EventWriter, RunDirect
 from ray_jobs.train.architecture import load_base, model_config
 from ray_jobs.train.batches import RowOrder, TrainBatch, collate, share_of_worker
 from ray_jobs.train.checkpoint import save_checkpoint
-from ray_jobs.train.engine import TrainingStep, build_engine, expert_parallel_group
+from ray_jobs.train.engine import TrainingStep, balancing, build_engine, expert_parallel_group
 from ray_jobs.train.export import committed_step, export
 from ray_jobs.train.resume import resume
 from ray_jobs.train.schedule import learning_rate, num_steps
@@ -142,7 +141,7 @@ class Worker:
             model = HybridModel(
                 model_config(self.spec, len(self.tokenizer)),
                 parallel,
-                Balancing(self.spec.train.capacity_factor),
+                balancing(self.spec),
                 activation_checkpointing=self.spec.train.activation_checkpointing,
             )
         load_base(model, self.spec)

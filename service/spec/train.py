@@ -36,15 +36,19 @@ class TrainSpec(SpecModel):
     """Largest L2 norm of the whole gradient, dense and expert parts together."""
     balance_loss_coefficient: float = Field(default=0.01, ge=0)
     """k of the load-balancing loss: a layer's loss at perfect balance."""
+    balance_loss_unit: Literal["row", "batch"] = "row"
+    """What the load-balancing loss is taken over: each packed row by itself, or the rows of a forward pass on all
+    workers. The latter lets rows make up for each other, and depends on the number of workers."""
     capacity_factor: float | None = Field(default=None, gt=0)
     """Room of an expert in training, as a multiple of an even share of a packed row's token copies, rounded up: what
     comes when it is full is dropped. By default there is room for all."""
     freeze_moe: bool = False
     """Train the dense part only, every router and expert frozen: cheaper, for data-mix ablations."""
     activation_checkpointing: bool = False
-    """Keep only each layer's input for the backward pass, which computes the layer anew. In bf16 that keeps 2 bytes
-    a token, layer and unit of hidden size instead of 36, so 2 GB instead of 37 for 4096 tokens of Arctic, beside the
-    one layer at work. A step takes 1.3 to 1.4 times as long, for one more forward pass; gradients stay the same."""
+    """Keep only each layer's input for the backward pass, which computes the layer anew. In bf16 that keeps 2 bytes a
+    token, layer and unit of hidden size instead of 36, so 2 GB instead of 37 for 4096 tokens of Arctic, beside the one
+    layer at work: Arctic at the recipe's scale needs it. A step takes 1.3 to 1.4 times as long, for one more forward
+    pass; gradients stay the same."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Arithmetic of the forward and backward pass; the optimiser's master weights are fp32 in both."""
     checkpoint_every_steps: int = Field(default=50, ge=1)

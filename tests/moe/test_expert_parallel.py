@@ -17,7 +17,7 @@ from torch import Tensor
 
 import moe.model
 from moe.attention import Attention, Documents
-from moe.balance import Balancing
+from moe.balance import Balancing, LayerBalance
 from moe.dispatch import Dispatched, ExpertParallel
 from moe.exchange import Exchange
 from moe.experts import Experts, grouped_swiglu
@@ -35,11 +35,17 @@ DROPPING = Balancing(capacity_factor=0.75)
 
 @dataclass(frozen=True)
 class Row:
-    """A packed row: its documents' lengths, its tokens, and what each of them is to predict."""
+    """A packed row: its documents' lengths, its tokens, and what each of them is to predict; -100 is nothing."""
 
     documents: list[int]
     tokens_T: Tensor
     targets_T: Tensor
+    is_real: bool = True
+
+    @property
+    def length(self) -> int:
+        """Tokens that count."""
+        return self.is_real * len(self.tokens_T)
 
     @classmethod
     def random(cls, documents: list[int], seed: int) -> Row:
@@ -49,6 +55,8 @@ class Row:
 
 
 ROWS = [Row.random(documents, seed) for seed, documents in enumerate([[7, 5], [1], [12], [3, 9]])]
+STAND_IN = Row([1], torch.tensor([0]), torch.tensor([-100]), is_real=False)
+"""What a process computes for want of rows."""
 ONE_TOKEN = [Row([1], torch.tensor([7]), torch.tensor([7]))] * 4
 """All copies of a layer go to two experts: with one expert a process, two processes receive nothing."""
 
@@ -72,10 +80,10 @@ def share(
 ) -> Share:
     """Forward and backward pass, losses divided by the tokens of all rows."""
     model = tiny_model(parallel, balancing)
-    num_tokens = sum(len(row.tokens_T) for row in all_rows)
+    num_tokens = sum(row.length for row in all_rows)
     documents = Documents.from_lengths([length for row in rows for length in row.documents])
     tokens_T, targets_T = (torch.cat([getattr(row, name) for row in rows]) for name in ("tokens_T", "targets_T"))
-    hidden_TD, balances = model(PackedBatch(tokens_T, documents, tuple(len(row.tokens_T) for row in rows)))
+    hidden_TD, balances = model(PackedBatch(tokens_T, documents, tuple(row.length for row in rows)))
     cross_entropy = F.cross_entropy(model.lm_head(hidden_TD), targets_T, reduction="sum") / num_tokens
     balance = K * torch.stack([balance.loss_sum for balance in balances]).sum() / num_tokens
     (cross_entropy + balance).backward()
@@ -83,7 +91,7 @@ def share(
         assert parameter.grad is not None, "an expert without tokens has zeros"
         parameter.data = parameter.grad
     return Share(
-        hidden_TD.detach(),
+        hidden_TD.detach()[: sum(row.length for row in rows)],
         torch.stack([cross_entropy, balance]).detach(),
         torch.stack([balance.tokens_per_expert_E for balance in balances]),
         torch.stack([balance.dropped for balance in balances]),
@@ -129,9 +137,9 @@ def _balance_loss_per_process(patch: pytest.MonkeyPatch) -> None:
     """Each process divides by its own tokens, and counts as much as any other."""
     measure = moe.model.layer_balance
 
-    def per_process(routing: Routing, row_lengths: tuple[int, ...]) -> moe.model.LayerBalance:
+    def per_process(routing: Routing, row_lengths: tuple[int, ...], _group: None) -> LayerBalance:
         balance = measure(routing, row_lengths)
-        tokens = sum(len(row.tokens_T) for row in ROWS)
+        tokens = sum(row.length for row in ROWS)
         return replace(balance, loss_sum=balance.loss_sum / sum(row_lengths) * tokens / 4)
 
     patch.setattr(moe.model, "layer_balance", per_process)
@@ -232,6 +240,11 @@ def _process(rank: int, directory: str) -> None:
     shares = {f"among {parallel.size}": share([row], ROWS, parallel) for parallel in (among_1, among_2, among_4)}
     for parallel in (among_1, among_2, among_4):
         shares[f"dropping among {parallel.size}"] = share([row], ROWS, parallel, DROPPING)
+    per_batch = Balancing(loss_group=dist.group.WORLD)
+    shares["batch"] = share([row], ROWS, among_2, per_batch)
+    rows = [*ROWS[:3], STAND_IN]
+    shares["batch of three"] = share([rows[rank]], rows, among_2, per_batch)
+    shares["stand-in counted"] = share([replace(rows[rank], is_real=True)], rows, among_2, per_batch)
     shares["one token"] = share([ONE_TOKEN[rank]], ONE_TOKEN, among_4)
     for change in (*MUTATIONS, _waiting_at_once):
         with pytest.MonkeyPatch.context() as patch:
@@ -293,6 +306,24 @@ def test_what_is_dropped_does_not_depend_on_the_processes(size: int, spread: dic
 def test_dropped_copies_are_not_sent(processes: list[LeftBehind], spread: dict[str, Share]) -> None:
     one = spread["dropping among 4"]
     assert sum(left.rows_sent for left in processes) == 4 * (one.copies_LE.sum() - one.dropped_L.sum())
+
+
+def as_one_row(rows: Sequence[Row]) -> Row:
+    documents = [length for row in rows for length in row.documents]
+    return Row(documents, torch.cat([row.tokens_T for row in rows]), torch.cat([row.targets_T for row in rows]))
+
+
+def test_balance_loss_of_a_batch_is_that_of_all_processes_rows_as_one(spread: dict[str, Share]) -> None:
+    alone = share([as_one_row(ROWS)], ROWS)
+    assert_same(spread["batch"], alone)
+    with pytest.raises(AssertionError, match="balance"):
+        assert_same(spread["among 2"], alone)
+
+
+def test_a_process_without_rows_adds_nothing_to_the_balance_loss(spread: dict[str, Share]) -> None:
+    alone = share([as_one_row(ROWS[:3])], ROWS[:3])
+    assert_same(spread["batch of three"], alone)
+    assert error(spread["stand-in counted"].losses[1], alone.losses[1]) > 100 * 2 * RELATIVE_TOLERANCE
 
 
 def test_processes_may_have_no_copies_for_their_experts(spread: dict[str, Share]) -> None:

@@ -50,7 +50,7 @@ def test_collate_lays_rows_end_to_end_without_padding() -> None:
 
 def test_empty_batch_weighs_nothing() -> None:
     batch = collate([None], ["code"], "cpu")
-    assert (batch.weight, batch.num_tokens, batch.num_trained) == (0, 0, 0)
+    assert (batch.num_tokens, batch.num_trained) == (0, 0)
     assert len(batch.packed.tokens_T) == 1, "but still takes part in the collectives"
 
 

@@ -1,22 +1,27 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from moe.attention import Documents
+from moe.balance import Balancing
 from moe.model import HybridModel, PackedBatch
 from moe.reference import reference_balance_loss
 from moe.router import Router
 from ray_jobs.data.packed_rows import PackedRow
 from ray_jobs.train.batches import TrainBatch, collate
-from ray_jobs.train.engine import TrainingStep
+from ray_jobs.train.engine import TrainingStep, balancing
 from ray_jobs.train.step import take_step
+from service.spec.job import JobSpec
 from tests.moe.conftest import TINY, tiny_model
 from tests.moe.test_parity import RELATIVE_TOLERANCE
 
@@ -92,6 +97,28 @@ def test_gradients_are_those_of_the_mean_over_the_global_batch() -> None:
         # as between the model and its oracle: an activation, the logits, and a signal that came back
         tolerance = 3 * RELATIVE_TOLERANCE * float(parameter.grad.abs().max())
         torch.testing.assert_close(actual.grad, parameter.grad, rtol=0, atol=tolerance, msg=name)
+
+
+@pytest.fixture
+def _one_process() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("_one_process")
+def test_the_spec_decides_on_drops_and_on_the_unit_of_the_balance_loss(job_document: dict[str, Any]) -> None:
+    assert balancing(JobSpec.model_validate(job_document)) == Balancing(None, None)
+    job_document["train"] |= {"capacity_factor": 0.5, "balance_loss_unit": "batch"}
+    assert balancing(JobSpec.model_validate(job_document)) == Balancing(0.5, dist.group.WORLD)
+
+    def sums(batch: TrainBatch, balanced: Balancing | None) -> Tensor:
+        return TrainingStep(tiny_model(balancing=balanced), K, 1)(batch, 1.0, 1.0)[1]
+
+    batch = collate(rows(), ["c"], "cpu")
+    as_one_row = replace(batch, packed=replace(batch.packed, row_lengths=(batch.num_tokens,)))
+    assert sums(batch, Balancing(loss_group=dist.group.WORLD)).equal(sums(as_one_row, None))
+    assert not sums(batch, None).equal(sums(as_one_row, None))
 
 
 def test_metrics_and_rate_are_those_of_the_whole_step() -> None:
