@@ -25,7 +25,7 @@ Travelling = NewType("Travelling", Tensor)
 
 
 class Exchange:
-    """One all-to-all with uneven splits, to be made once.
+    """One all-to-all with uneven splits, and its way back in the backward pass.
 
     All processes of the group must begin and finish it, in the same order as their other collectives.
 

@@ -326,6 +326,18 @@ def test_a_process_without_rows_adds_nothing_to_the_balance_loss(spread: dict[st
     assert error(spread["stand-in counted"].losses[1], alone.losses[1]) > 100 * 2 * RELATIVE_TOLERANCE
 
 
+def test_counts_are_added_up_once_a_layer_and_not_in_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that evaluate take unequal numbers of steps: one that waited for the others' counts would hang."""
+    reduced = []
+    monkeypatch.setattr(dist, "all_reduce", lambda counts_E, **_options: reduced.append(counts_E))
+    model = tiny_model(balancing=Balancing(loss_group=dist.GroupMember.NON_GROUP_MEMBER))
+    batch = PackedBatch(torch.arange(9), Documents.from_lengths([9]), (9,))
+    model.eval()(batch)
+    assert not reduced
+    model.train()(batch)
+    assert len(reduced) == TINY.num_layers
+
+
 def test_processes_may_have_no_copies_for_their_experts(spread: dict[str, Share]) -> None:
     alone = share(ONE_TOKEN, ONE_TOKEN)
     assert (alone.copies_LE == 0).sum(1).tolist() == [2] * TINY.num_layers
