@@ -24,22 +24,23 @@ COMPILE_TIMEOUT_S = 120
 log = logging.getLogger(__name__)
 
 
-def load_or_none(source: Path, instead: str) -> ctypes.CDLL | None:
+def load_or_none(source: Path, instead: str, flags: tuple[str, ...] = ()) -> ctypes.CDLL | None:
     """The compiled library; where it cannot be had, None and a warning in the log.
 
     Args:
         source: a C++ file with `extern "C"` functions.
         instead: for the warning: what is done without the library, and at what cost.
+        flags: for the compiler, beside the usual.
     """
     try:
-        return ctypes.CDLL(str(compiled(source)))
+        return ctypes.CDLL(str(compiled(source, flags)))
     except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or error
         log.warning("%s cannot be had; %s: %s", source, instead, reason)
         return None
 
 
-def compiled(source: Path) -> Path:
+def compiled(source: Path, flags: tuple[str, ...] = ()) -> Path:
     """The library's file, compiled now unless it was before.
 
     Raises:
@@ -47,12 +48,13 @@ def compiled(source: Path) -> Path:
         subprocess.SubprocessError: the compiler failed or took too long.
     """
     compiler = shlex.split(os.environ.get("CXX") or shutil.which("c++") or shutil.which("clang++") or "g++")
-    path = cache_directory() / f"{source.stem}-{_identity(compiler, source)}.so"
+    command = [*compiler, *FLAGS, *flags]
+    path = cache_directory() / f"{source.stem}-{_identity(command, source)}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as directory:
             built = Path(directory) / path.name
-            _run([*compiler, *FLAGS, str(source), "-o", str(built)])
+            _run([*command, str(source), "-o", str(built)])
             built.replace(path)
     return path
 
@@ -62,9 +64,9 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sleddog"
 
 
-def _identity(compiler: list[str], source: Path) -> str:
+def _identity(command: list[str], source: Path) -> str:
     """Hash of source, flags, compiler and processor."""
-    parts = [source.read_text(), " ".join(FLAGS), _run([*compiler, "--version"]), _processor()]
+    parts = [source.read_text(), " ".join(command), _run([*command, "--version"]), _processor()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

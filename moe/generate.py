@@ -40,7 +40,7 @@ def generate(
     those that the first one's `generator` gives.
 
     Args:
-        model: any dtype; not modified.
+        model: any dtype, in evaluation mode (a capacity factor drops tokens in training mode); not modified.
         prompts: token ids, at least one each.
         max_new_tokens: length limit of an answer; prompt and answer together have at most `max_positions` tokens.
         stop_tokens: any of them ends an answer; not returned.

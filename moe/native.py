@@ -20,9 +20,9 @@ from torch import Tensor
 
 from moe.blocks import Backward, Forward
 from moe.compiler import load_or_none
-from moe.threads import for_parts
 
 SOURCE = Path(__file__).with_name("swiglu.cpp")
+FLAGS = ("-fopenmp",)
 _SUFFIXES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
@@ -56,7 +56,7 @@ def _call(function: Callable[..., None], counts: list[int], tensors: Forward | B
     starts = (ctypes.c_int64 * (len(counts) + 1))(0, *accumulate(counts))
     pointers = [tensor if tensor is None else tensor.data_ptr() for tensor in tensors]
     _, hidden, intermediate = w2_EDF.shape
-    for_parts(lambda part: function(part.start, part.stop, starts, hidden, intermediate, *pointers), counts)
+    function(torch.get_num_threads(), len(counts), starts, hidden, intermediate, *pointers)
 
 
 def kernel_blocks(x_MD: Tensor, intermediate_size: int) -> KernelBlocks | None:
@@ -77,13 +77,13 @@ def kernel_blocks(x_MD: Tensor, intermediate_size: int) -> KernelBlocks | None:
 def _load(suffix: str) -> KernelBlocks | None:
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return None
-    library = load_or_none(SOURCE, "PyTorch computes the experts, in up to 3 times the time")
+    library = load_or_none(SOURCE, "PyTorch computes the experts, in up to 3 times the time", FLAGS)
     if library is None or not hasattr(library, f"swiglu_forward_{suffix}"):
         return None
     number, pointer = ctypes.c_int64, ctypes.c_void_p
     forward, backward = (getattr(library, f"swiglu_{which}_{suffix}") for which in ("forward", "backward"))
     for function, num_tensors in ((forward, 5), (backward, 8)):
-        function.argtypes = [number, number, pointer, number, number, *[pointer] * num_tensors]
+        function.argtypes = [ctypes.c_int, number, pointer, number, number, *[pointer] * num_tensors]
         function.restype = None
     advise = library.advise_huge_pages
     advise.argtypes, advise.restype = [pointer, number], None

@@ -2,8 +2,8 @@
 //
 // Libraries repack a weight for every product, which costs more than the product when an expert has 16 to 64 rows. Here
 // no fp32 weight is ever copied: every product is C[M, N] = sum_k A[m, k] B[k, n] with A read one number at a time and
-// broadcast, at any strides, and B and C in vectors along N, which must be contiguous. Each of the six products has such
-// a form:
+// broadcast, at any strides, and B and C in vectors along N, which must be contiguous. Each of the six products has
+// such a form:
 //
 //     forward    hT[G, B]   = w13[G, D] xT[D, B]       activations transposed, N is the rows of the expert
 //                yT[D, B]   = w2[D, F]  aT[F, B]
@@ -351,97 +351,109 @@ void backward_expert(Size rows, Size hidden, Size intermediate, const typename T
   }
 }
 
-// ---- all experts of a range ---------------------------------------------------------------------------------------
+// ---- all experts --------------------------------------------------------------------------------------------------
 
-Size most_rows(Size first, Size last, const Size* starts) {
+// Threads are OpenMP's, the same ones as PyTorch's own: others would have to share the cores with those while they spin
+// after PyTorch's last operation (a third of the time of a pass of 30 ms). A thread takes the next expert when it has
+// done one, so no result depends on how many there are.
+
+Size most_rows(Size num_experts, const Size* starts) {
   Size most = 0;
-  for (Size expert = first; expert < last; ++expert) most = std::max(most, starts[expert + 1] - starts[expert]);
+  for (Size expert = 0; expert < num_experts; ++expert) most = std::max(most, starts[expert + 1] - starts[expert]);
   return most;
 }
 
 template <class Type>
-void forward(Size first, Size last, const Size* starts, Size hidden, Size intermediate, const void* x, const void* w13,
-             const void* w2, void* h, void* y) {
+void forward(int num_threads, Size num_experts, const Size* starts, Size hidden, Size intermediate, const void* x,
+             const void* w13, const void* w2, void* h, void* y) {
   using Number = typename Type::Number;
-  const Size gates = 2 * intermediate, stride = padded(most_rows(first, last, starts));
-  Scratch scratch(4 * stride * (2 * hidden + gates + intermediate) + 4 * 64);
-  Unit* xT = scratch.take<Unit>(hidden * stride);
-  float* hT = scratch.take<float>(gates * stride);
-  Unit* aT = scratch.take<Unit>(intermediate * stride);
-  float* yT = scratch.take<float>(hidden * stride);
-  for (Size expert = first; expert < last; ++expert) {
-    const Size start = starts[expert], rows = starts[expert + 1] - start;
-    if (rows == 0) continue;
-    forward_expert<Type>(rows, hidden, intermediate, static_cast<const Number*>(x) + start * hidden,
-                         static_cast<const Number*>(w13) + expert * gates * hidden,
-                         static_cast<const Number*>(w2) + expert * hidden * intermediate,
-                         static_cast<Number*>(h) + start * gates, static_cast<Number*>(y) + start * hidden, xT, hT, aT,
-                         yT);
+  const Size gates = 2 * intermediate, stride = padded(most_rows(num_experts, starts));
+#pragma omp parallel num_threads(num_threads)
+  {
+    Scratch scratch(4 * stride * (2 * hidden + gates + intermediate) + 4 * 64);
+    Unit* xT = scratch.take<Unit>(hidden * stride);
+    float* hT = scratch.take<float>(gates * stride);
+    Unit* aT = scratch.take<Unit>(intermediate * stride);
+    float* yT = scratch.take<float>(hidden * stride);
+#pragma omp for schedule(dynamic)
+    for (Size expert = 0; expert < num_experts; ++expert) {
+      const Size start = starts[expert], rows = starts[expert + 1] - start;
+      if (rows == 0) continue;
+      forward_expert<Type>(rows, hidden, intermediate, static_cast<const Number*>(x) + start * hidden,
+                           static_cast<const Number*>(w13) + expert * gates * hidden,
+                           static_cast<const Number*>(w2) + expert * hidden * intermediate,
+                           static_cast<Number*>(h) + start * gates, static_cast<Number*>(y) + start * hidden, xT, hT,
+                           aT, yT);
+    }
   }
 }
 
 template <class Type>
-void backward(Size first, Size last, const Size* starts, Size hidden, Size intermediate, const void* x, const void* h,
-              const void* gy, const void* w13, const void* w2, void* gx, void* gw13, void* gw2) {
+void backward(int num_threads, Size num_experts, const Size* starts, Size hidden, Size intermediate, const void* x,
+              const void* h, const void* gy, const void* w13, const void* w2, void* gx, void* gw13, void* gw2) {
   using Number = typename Type::Number;
-  const Size gates = 2 * intermediate, most = padded(most_rows(first, last, starts));
-  Scratch scratch(4 * most * (2 * hidden + 3 * intermediate + 2 * gates) + 4 * gates * hidden + 8 * 64);
-  BackwardScratch<Type> s;
-  s.ga = scratch.take<float>(most * intermediate);
-  s.a = scratch.take<Number>(most * intermediate);
-  s.gh = scratch.take<Number>(most * gates);
-  s.weights = scratch.take<Unit>(gates * hidden / Type::kPerUnit);
-  s.gy_pairs = scratch.take<Unit>(most * hidden);
-  s.a_pairs = scratch.take<Unit>(most * intermediate);
-  s.gh_pairs = scratch.take<Unit>(most * gates);
-  s.x_pairs = scratch.take<Unit>(most * hidden);
-  for (Size expert = first; expert < last; ++expert) {
-    const Size start = starts[expert], rows = starts[expert + 1] - start;
-    const Size w13_at = expert * gates * hidden, w2_at = expert * hidden * intermediate;
-    Number* gw13_expert = gw13 == nullptr ? nullptr : static_cast<Number*>(gw13) + w13_at;
-    Number* gw2_expert = gw2 == nullptr ? nullptr : static_cast<Number*>(gw2) + w2_at;
-    if (rows == 0) {
-      if (gw13_expert != nullptr) std::memset(gw13_expert, 0, gates * hidden * sizeof(Number));
-      if (gw2_expert != nullptr) std::memset(gw2_expert, 0, hidden * intermediate * sizeof(Number));
-      continue;
+  const Size gates = 2 * intermediate, most = padded(most_rows(num_experts, starts));
+#pragma omp parallel num_threads(num_threads)
+  {
+    Scratch scratch(4 * most * (2 * hidden + 3 * intermediate + 2 * gates) + 4 * gates * hidden + 8 * 64);
+    BackwardScratch<Type> s;
+    s.ga = scratch.take<float>(most * intermediate);
+    s.a = scratch.take<Number>(most * intermediate);
+    s.gh = scratch.take<Number>(most * gates);
+    s.weights = scratch.take<Unit>(gates * hidden / Type::kPerUnit);
+    s.gy_pairs = scratch.take<Unit>(most * hidden);
+    s.a_pairs = scratch.take<Unit>(most * intermediate);
+    s.gh_pairs = scratch.take<Unit>(most * gates);
+    s.x_pairs = scratch.take<Unit>(most * hidden);
+#pragma omp for schedule(dynamic)
+    for (Size expert = 0; expert < num_experts; ++expert) {
+      const Size start = starts[expert], rows = starts[expert + 1] - start;
+      const Size w13_at = expert * gates * hidden, w2_at = expert * hidden * intermediate;
+      Number* gw13_expert = gw13 == nullptr ? nullptr : static_cast<Number*>(gw13) + w13_at;
+      Number* gw2_expert = gw2 == nullptr ? nullptr : static_cast<Number*>(gw2) + w2_at;
+      if (rows == 0) {
+        if (gw13_expert != nullptr) std::memset(gw13_expert, 0, gates * hidden * sizeof(Number));
+        if (gw2_expert != nullptr) std::memset(gw2_expert, 0, hidden * intermediate * sizeof(Number));
+        continue;
+      }
+      backward_expert<Type>(rows, hidden, intermediate, static_cast<const Number*>(x) + start * hidden,
+                            static_cast<const Number*>(h) + start * gates,
+                            static_cast<const Number*>(gy) + start * hidden, static_cast<const Number*>(w13) + w13_at,
+                            static_cast<const Number*>(w2) + w2_at, static_cast<Number*>(gx) + start * hidden,
+                            gw13_expert, gw2_expert, s);
     }
-    backward_expert<Type>(rows, hidden, intermediate, static_cast<const Number*>(x) + start * hidden,
-                          static_cast<const Number*>(h) + start * gates,
-                          static_cast<const Number*>(gy) + start * hidden, static_cast<const Number*>(w13) + w13_at,
-                          static_cast<const Number*>(w2) + w2_at, static_cast<Number*>(gx) + start * hidden,
-                          gw13_expert, gw2_expert, s);
+    _mm_sfence();  // streamed stores are seen by other threads only after it
   }
-  _mm_sfence();  // streamed stores are seen by other threads only after it
 }
 
 }  // namespace
 
-// The caller divides the experts among threads, each calling with its range. `starts[e]` is the first row of expert e,
-// starts[E] the number of rows. Gradients of weights may be null: then they are not computed.
+// `starts[e]` is the first row of expert e, starts[num_experts] the number of rows. Gradients of weights may be null:
+// then they are not computed.
 extern "C" {
 
-void swiglu_forward_fp32(Size first, Size last, const Size* starts, Size hidden, Size intermediate, const void* x,
-                         const void* w13, const void* w2, void* h, void* y) {
-  forward<Fp32>(first, last, starts, hidden, intermediate, x, w13, w2, h, y);
+void swiglu_forward_fp32(int num_threads, Size num_experts, const Size* starts, Size hidden, Size intermediate,
+                         const void* x, const void* w13, const void* w2, void* h, void* y) {
+  forward<Fp32>(num_threads, num_experts, starts, hidden, intermediate, x, w13, w2, h, y);
 }
 
-void swiglu_backward_fp32(Size first, Size last, const Size* starts, Size hidden, Size intermediate, const void* x,
-                          const void* h, const void* gy, const void* w13, const void* w2, void* gx, void* gw13,
-                          void* gw2) {
-  backward<Fp32>(first, last, starts, hidden, intermediate, x, h, gy, w13, w2, gx, gw13, gw2);
+void swiglu_backward_fp32(int num_threads, Size num_experts, const Size* starts, Size hidden, Size intermediate,
+                          const void* x, const void* h, const void* gy, const void* w13, const void* w2, void* gx,
+                          void* gw13, void* gw2) {
+  backward<Fp32>(num_threads, num_experts, starts, hidden, intermediate, x, h, gy, w13, w2, gx, gw13, gw2);
 }
 
 #ifdef __AVX512BF16__
 // `hidden` and `intermediate` must be even.
-void swiglu_forward_bf16(Size first, Size last, const Size* starts, Size hidden, Size intermediate, const void* x,
-                         const void* w13, const void* w2, void* h, void* y) {
-  forward<Bf16>(first, last, starts, hidden, intermediate, x, w13, w2, h, y);
+void swiglu_forward_bf16(int num_threads, Size num_experts, const Size* starts, Size hidden, Size intermediate,
+                         const void* x, const void* w13, const void* w2, void* h, void* y) {
+  forward<Bf16>(num_threads, num_experts, starts, hidden, intermediate, x, w13, w2, h, y);
 }
 
-void swiglu_backward_bf16(Size first, Size last, const Size* starts, Size hidden, Size intermediate, const void* x,
-                          const void* h, const void* gy, const void* w13, const void* w2, void* gx, void* gw13,
-                          void* gw2) {
-  backward<Bf16>(first, last, starts, hidden, intermediate, x, h, gy, w13, w2, gx, gw13, gw2);
+void swiglu_backward_bf16(int num_threads, Size num_experts, const Size* starts, Size hidden, Size intermediate,
+                          const void* x, const void* h, const void* gy, const void* w13, const void* w2, void* gx,
+                          void* gw13, void* gw2) {
+  backward<Bf16>(num_threads, num_experts, starts, hidden, intermediate, x, h, gy, w13, w2, gx, gw13, gw2);
 }
 #endif
 
