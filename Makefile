@@ -55,8 +55,9 @@ test: $(INSTALLED) ## Run all tests
 test-fast: $(INSTALLED) ## Run the tests that need no cluster and take seconds
 	$(BIN)/pytest -m "not ray and not slow"
 
-bench: $(INSTALLED) ## Measure one MoE layer beside its peers and its floor
+bench: $(INSTALLED) ## Measure the MoE layer and a training step beside their peers
 	$(BIN)/python benchmarks/moe/layer.py
+	$(BIN)/python benchmarks/moe/step.py
 
 clean: ## Remove what was made here, the installed packages too
 	rm -rf .venv .sleddog examples/quickstart-data
