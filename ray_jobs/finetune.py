@@ -77,7 +77,7 @@ def _prepare(run: RunDirectory, spec: JobSpec, events: EventWriter) -> PreparedD
         summary=prepared.manifest,
     )
     if skipped := sum(source["rows_rejected"] for source in prepared.manifest["sources"]):
-        rows, path = prepared.manifest["rejected_rows"], prepared.manifest["rejected_rows_file"]
+        rows, path = prepared.manifest["rejected_rows"], prepared.manifest["rejected_rows_url"]
         events.emit("rows.skipped", stage="prepare", count=skipped, path=path, rows=rows)
     return prepared
 

@@ -4,7 +4,7 @@
     corpus-<hash>/tokenised/part-<file>.parquet       the kept ones: tokens, trained
     corpus-<hash>/tokenizer/                          Hugging Face tokenizer with chat template
     corpus-<hash>/index.parquet                       one line per tokenised conversation
-    corpus-<hash>/rejected-rows.jsonl                 source, file, row, reason
+    corpus-<hash>/rejected/part-<file>.parquet        rows that are no conversation: source, file, row, reason, excerpt
     corpus-<hash>/manifest.json                       written last: it makes the directory whole
 
 The hash is of what the files hold, not of where they lie: moved or copied data is not prepared again. A directory
@@ -30,7 +30,7 @@ from ray_jobs.run_directory import write_file
 from service.errors import ConflictError
 from service.spec.job import JobSpec
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Raised when this code would make other data of the same sources."""
 MANIFEST_FILE = "manifest.json"
 
@@ -102,8 +102,10 @@ def _identity(spec: JobSpec, files: list[SourceFile], digests: list[str]) -> str
     """Hash of all that decides the corpus: contents, forms, deduplication, tokenizer, and this code's version."""
     document = {
         "version": FORMAT_VERSION,
-        "files": [[file.source, file.format, content] for file, content in zip(files, digests, strict=True)],
-        "sources": [source.model_dump(include={"name", "category", "form"}) for source in spec.data.sources],
+        "files": [
+            [file.source, file.format, file.header, content] for file, content in zip(files, digests, strict=True)
+        ],
+        "sources": [source.model_dump(exclude={"uri", "format", "header"}) for source in spec.data.sources],
         "on_bad_row": spec.data.on_bad_row,
         "dedup": spec.data.dedup.model_dump() if spec.data.dedup else None,
         "tokenizer": tokenizer_identity(spec.model),

@@ -6,7 +6,6 @@ candidates only. Results come back in any order and are sorted by file and row, 
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -21,6 +20,7 @@ import ray.data
 
 from ray_jobs.data.dedup import Duplicate, candidates, find_duplicates
 from ray_jobs.data.minhash import jaccard, shingles
+from ray_jobs.data.mixture import within_cap
 from ray_jobs.data.parquet_files import parquet_writer, read_parquet
 from ray_jobs.data.sources import SourceFile
 from ray_jobs.data.tasks import (
@@ -33,12 +33,11 @@ from ray_jobs.data.tasks import (
     tokenise_file,
 )
 from ray_jobs.data.tokenizer_files import make_tokenizer
-from ray_jobs.run_directory import write_file
 from service.errors import BadRowError, EmptyDataError
 from service.spec.job import JobSpec
 
 INDEX_FILE = "index.parquet"
-REJECTED_FILE = "rejected-rows.jsonl"
+REJECTED_DIRECTORY = "rejected"
 _MAX_REJECTED_SHOWN = 20
 _MAX_DUPLICATES_SHOWN = 5
 _MAX_CHARS_SHOWN = 160
@@ -68,42 +67,69 @@ class CorpusBuilder:
 
     def build(self) -> dict[str, Any]:
         """Do all stages; returns the manifest without its hash."""
-        keys, rejected = self._read()
+        lines = self._read()
+        rejected = self._rejected(lines)
+        if rejected and self._spec.data.on_bad_row == "fail":
+            raise self._bad_rows(rejected, pc.sum(pc.is_null(lines["position"])).as_py())
+        keys = self._cap(lines.filter(pc.is_valid(lines["position"])))
         duplicates = self._find_duplicates(keys)
         kept = np.ones(len(keys), dtype=bool)
         kept[[duplicate.dropped for duplicate in duplicates]] = False
         self._make_tokenizer(keys, kept)
         index = self._tokenise(keys, kept)
         return {
-            "sources": self._count(keys, rejected, duplicates, index),
-            "rejected_rows": rejected[:_MAX_REJECTED_SHOWN],
-            "rejected_rows_file": f"{self._url}/{REJECTED_FILE}",
+            "sources": self._count(lines, keys, duplicates, index),
+            "rejected_rows": rejected,
+            "rejected_rows_url": f"{self._url}/{REJECTED_DIRECTORY}",
             "dedup_examples": self._show(keys, duplicates),
         }
 
-    def _read(self) -> tuple[pa.Table, list[dict[str, Any]]]:
+    def _read(self) -> pa.Table:
+        """Keys of all rows, by file and row; those of rows that are no conversation have no position."""
         items = [{"file": index, **asdict(file)} for index, file in enumerate(self._files)]
-        table = self._run(_READ, items, None, data=self._spec.data, directory_url=self._conversations_url)
-        table = table.sort_by([("file", "ascending"), ("row", "ascending")])
-        is_good = pc.is_null(table["reason"])
-        rejected = [self._locate(line) for line in table.filter(pc.invert(is_good)).to_pylist()]
-        write_file(f"{self._url}/{REJECTED_FILE}", b"".join(json.dumps(row).encode() + b"\n" for row in rejected))
-        if rejected and self._spec.data.on_bad_row == "fail":
-            raise self._bad_rows(rejected)
-        keys = table.filter(is_good)
+        table = self._run(
+            _READ,
+            items,
+            None,
+            data=self._spec.data,
+            conversations_url=self._conversations_url,
+            rejected_url=f"{self._url}/{REJECTED_DIRECTORY}",
+        )
+        return table.sort_by([("file", "ascending"), ("row", "ascending")])
+
+    def _rejected(self, lines: pa.Table) -> list[dict[str, Any]]:
+        """The first rows that are no conversation; the parts hold them all."""
+        rejected: list[dict[str, Any]] = []
+        bad_files = lines.filter(pc.is_null(lines["position"]))["file"].to_pylist()
+        for file in dict.fromkeys(bad_files):
+            part = read_parquet(part_url(f"{self._url}/{REJECTED_DIRECTORY}", file))
+            rejected += part.slice(0, _MAX_REJECTED_SHOWN - len(rejected)).to_pylist()
+            if len(rejected) == _MAX_REJECTED_SHOWN:
+                break
+        return rejected
+
+    def _cap(self, keys: pa.Table) -> pa.Table:
+        """Keys of what the sources' `max_rows` let in."""
         if not len(keys):
             raise EmptyDataError("no source holds a conversation", "data.sources")
-        return keys, rejected
+        sources = self._sources_of(keys)
+        hashes = np.array(keys["content_hash"].to_pylist(), dtype=object)
+        taken = np.ones(len(keys), dtype=bool)
+        for number, source in enumerate(self._spec.data.sources):
+            if source.max_rows is not None:
+                members = np.flatnonzero(sources == number)
+                taken[members] = within_cap(hashes[members].tolist(), source.max_rows)
+        return keys.filter(pa.array(taken))
 
-    def _locate(self, line: dict[str, Any]) -> dict[str, Any]:
-        file = self._files[line["file"]]
-        source = self._spec.data.sources[file.source].name
-        return {"source": source, "file": file.url, "row": line["row"], "reason": line["reason"]}
+    def _sources_of(self, keys: pa.Table) -> np.ndarray:
+        source_of_file = np.array([file.source for file in self._files])
+        sources: np.ndarray = source_of_file[keys["file"].to_numpy()]
+        return sources
 
-    def _bad_rows(self, rejected: list[dict[str, Any]]) -> BadRowError:
+    def _bad_rows(self, rejected: list[dict[str, Any]], num_rejected: int) -> BadRowError:
         first = rejected[0]
         index = [source.name for source in self._spec.data.sources].index(first["source"])
-        more = f" (and {len(rejected) - 1} more)" if len(rejected) > 1 else ""
+        more = f" (and {num_rejected - 1} more)" if num_rejected > 1 else ""
         return BadRowError(
             f"{first['file']} row {first['row']}: {first['reason']}{more}; mend it, or set data.on_bad_row to skip",
             f"data.sources.{index}.uri",
@@ -162,6 +188,7 @@ class CorpusBuilder:
             _TOKENISE,
             items,
             len(kept_keys),
+            data=self._spec.data,
             conversations_url=self._conversations_url,
             tokenised_url=f"{self._url}/tokenised",
             tokenizer_url=f"{self._url}/tokenizer",
@@ -172,21 +199,21 @@ class CorpusBuilder:
         return index
 
     def _count(
-        self, keys: pa.Table, rejected: list[dict[str, Any]], duplicates: list[Duplicate], index: pa.Table
+        self, lines: pa.Table, keys: pa.Table, duplicates: list[Duplicate], index: pa.Table
     ) -> list[dict[str, Any]]:
-        source_of_file = [file.source for file in self._files]
-        source_of_key = [source_of_file[file] for file in keys["file"].to_pylist()]
-        good = Counter(source_of_key)
-        bad = Counter(row["source"] for row in rejected)
-        dropped = Counter((source_of_key[duplicate.dropped], duplicate.kind) for duplicate in duplicates)
+        rows, sources = Counter(self._sources_of(lines).tolist()), self._sources_of(keys)
+        malformed = Counter(self._sources_of(lines.filter(pc.is_null(lines["position"]))).tolist())
+        taken = Counter(sources.tolist())
+        dropped = Counter((sources[duplicate.dropped], duplicate.kind) for duplicate in duplicates)
         kept = Counter(index["source"].to_pylist())
         counts = [
             {
                 "name": source.name,
                 "category": source.category,
-                "files": source_of_file.count(number),
-                "rows_read": good[number] + bad[source.name],
-                "rows_rejected": bad[source.name],
+                "files": sum(file.source == number for file in self._files),
+                "rows_read": rows[number],
+                "rows_rejected": malformed[number],
+                "rows_over_cap": rows[number] - malformed[number] - taken[number],
                 "exact_duplicates": dropped[number, "exact"],
                 "near_duplicates": dropped[number, "near"],
                 "rows_kept": kept[number],
@@ -226,6 +253,8 @@ class CorpusBuilder:
 
 
 def _assert_every_row_is_accounted_for(line: dict[str, Any]) -> None:
-    accounted = sum(line[name] for name in ("rows_rejected", "exact_duplicates", "near_duplicates", "rows_kept"))
+    accounted = sum(
+        line[name] for name in ("rows_rejected", "rows_over_cap", "exact_duplicates", "near_duplicates", "rows_kept")
+    )
     if line["rows_read"] != accounted:
         raise AssertionError(f"rows of source {line['name']!r} were lost: {line}")

@@ -1,19 +1,37 @@
 """From a raw row to a conversation, or to the reason why it is none.
 
-A conversation is a sequence of turns that ends with the assistant's. Text is brought to Unicode NFC, nothing else is
-changed: leading spaces matter in code.
+A conversation is a sequence of turns that ends with the assistant's. The system's turn comes first, a tool answers the
+assistant, and neither user nor assistant speaks twice in a row; who begins is free. Text is brought to Unicode NFC, and
+nothing else is changed: leading spaces matter in code.
 """
 
 from __future__ import annotations
 
+import re
 import unicodedata
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, get_args
 
-from service.spec.data import RowForm
+from service.spec.source import ColumnsForm, NamedForm, Role, RowForm, TurnsForm, template_parts
 
-ROLES = ("system", "user", "assistant", "tool")
-_SHAREGPT_ROLES = {role: role for role in ROLES} | {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}
+MAX_CHARS = 4 * 2**20
+"""Of a conversation, about a million tokens: eight times the longest packed row. What is longer is other data."""
+ROLES: tuple[str, ...] = get_args(Role)
+
+_COMMON_FORMS: dict[NamedForm, ColumnsForm | TurnsForm] = {
+    "messages": TurnsForm(kind="turns", turns="messages"),
+    "sharegpt": TurnsForm.model_validate(
+        {
+            "kind": "turns",
+            "turns": "conversations",
+            "role": "from",
+            "content": "value",
+            "roles": {role: role for role in ROLES} | {"human": "user", "gpt": "assistant", "chatgpt": "assistant"},
+        }
+    ),
+    "prompt_completion": ColumnsForm(kind="columns", prompt="prompt", completion="completion"),
+}
+_ALPACA_COLUMNS = ("instruction", "input", "output", "response")
 
 
 class Turn(NamedTuple):
@@ -30,26 +48,109 @@ class NotAConversationError(ValueError):
     """Why a row is no conversation."""
 
 
-def to_conversation(row: Any, form: RowForm) -> Conversation:
-    """Read a row.
+class RowReader:
+    """Reads the rows of one source.
 
     Args:
-        row: a decoded JSON object, CSV line or Parquet record.
-        form: how it holds its conversation.
-
-    Raises:
-        NotAConversationError: with the reason, in a few words.
+        form: how a row holds its conversation.
+        replace: literal text to replace in every turn.
     """
-    if not isinstance(row, Mapping):
-        raise NotAConversationError(f"not an object but {type(row).__name__}")
-    conversation = _READERS[form](row)
-    if not any(turn.role == "assistant" for turn in conversation):
-        raise NotAConversationError("no assistant turn")
-    if conversation[-1].role != "assistant":
-        raise NotAConversationError(f"the last turn is the {conversation[-1].role}'s, not the assistant's")
-    if not conversation[-1].content.strip():
-        raise NotAConversationError("the last assistant turn is empty")
-    return conversation
+
+    def __init__(self, form: RowForm, replace: Mapping[str, str] | None = None) -> None:
+        self._form = _COMMON_FORMS[form] if isinstance(form, str) and form in _COMMON_FORMS else form
+        self._replace = replace or {}
+        longest_first = sorted(self._replace, key=len, reverse=True)
+        self._replaced = re.compile("|".join(map(re.escape, longest_first))) if replace else None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All that is looked at."""
+        if isinstance(self._form, TurnsForm):
+            return (self._form.turns,)
+        if not isinstance(self._form, ColumnsForm):
+            return _ALPACA_COLUMNS
+        parts = template_parts(self._form.prompt) + template_parts(self._form.completion) + [("", self._form.system)]
+        return tuple(dict.fromkeys(column for _, column in parts if column is not None))
+
+    def turns(self, row: Any) -> Conversation:
+        """The turns of a row, whatever their order and number.
+
+        Args:
+            row: a decoded JSON object, CSV line or Parquet record.
+
+        Raises:
+            NotAConversationError: it has none in this form, or more text than `MAX_CHARS`; with the reason, in a few
+                words.
+        """
+        if not isinstance(row, Mapping):
+            raise NotAConversationError(f"not an object but {type(row).__name__}")
+        if isinstance(self._form, TurnsForm):
+            turns = self._list(row, self._form)
+        elif isinstance(self._form, ColumnsForm):
+            turns = self._columns(row, self._form)
+        else:
+            turns = self._alpaca(row)
+        if (size := sum(len(turn.content) for turn in turns)) > MAX_CHARS:
+            raise NotAConversationError(f"{size:,} characters, more than {MAX_CHARS:,}")
+        return turns
+
+    def read(self, row: Any) -> Conversation:
+        """The conversation of a row.
+
+        Args:
+            row: as for `turns`.
+
+        Raises:
+            NotAConversationError: it is none, with the reason, in a few words.
+        """
+        conversation = self.turns(row)
+        _require_exchange(conversation)
+        _require_order(conversation)
+        return conversation
+
+    def _content(self, row: Mapping[str, Any], field: str) -> str:
+        text = _text(row, field)
+        if self._replaced is not None:
+            text = self._replaced.sub(lambda match: self._replace[match.group()], text)
+        return unicodedata.normalize("NFC", text)
+
+    def _optional_text(self, row: Mapping[str, Any], field: str | None) -> str:
+        return "" if field is None or row.get(field) is None else self._content(row, field)
+
+    def _fill(self, row: Mapping[str, Any], template: str) -> str:
+        return "".join(
+            literal + ("" if column is None else self._content(row, column))
+            for literal, column in template_parts(template)
+        )
+
+    def _columns(self, row: Mapping[str, Any], form: ColumnsForm) -> Conversation:
+        system = self._optional_text(row, form.system)
+        exchange = (_user(self._fill(row, form.prompt)), Turn("assistant", self._fill(row, form.completion)))
+        return (Turn("system", system), *exchange) if system.strip() else exchange
+
+    def _alpaca(self, row: Mapping[str, Any]) -> Conversation:
+        instruction, extra = self._content(row, "instruction"), self._optional_text(row, "input")
+        answer = self._content(row, "response" if row.get("output") is None and "response" in row else "output")
+        prompt = f"{instruction}\n\n{extra}" if extra.strip() else instruction
+        return (_user(prompt), Turn("assistant", answer))
+
+    def _list(self, row: Mapping[str, Any], form: TurnsForm) -> Conversation:
+        messages = row.get(form.turns)
+        if not isinstance(messages, list) or not messages:
+            field = repr(form.turns)
+            raise NotAConversationError(f"{field} is no list of turns" if form.turns in row else f"no field {field}")
+        return tuple(self._turn(message, f"{form.turns}[{number}]", form) for number, message in enumerate(messages))
+
+    def _turn(self, message: Any, place: str, form: TurnsForm) -> Turn:
+        if not isinstance(message, Mapping):
+            raise NotAConversationError(f"{place} is no object")
+        try:
+            speaker, content = _text(message, form.role), self._content(message, form.content)
+        except NotAConversationError as error:
+            raise NotAConversationError(f"{place}: {error}") from None
+        if speaker not in form.roles:
+            raise NotAConversationError(f"unknown role {speaker!r}")
+        return Turn(form.roles[speaker], content)
 
 
 def _text(row: Mapping[str, Any], field: str) -> str:
@@ -62,48 +163,7 @@ def _text(row: Mapping[str, Any], field: str) -> str:
         value.encode()
     except UnicodeEncodeError:
         raise NotAConversationError(f"{field!r} holds half a surrogate pair, which UTF-8 cannot write") from None
-    return unicodedata.normalize("NFC", value)
-
-
-def _turns(row: Mapping[str, Any], field: str, role_field: str, content_field: str) -> Conversation:
-    messages = row.get(field)
-    if not isinstance(messages, list) or not messages:
-        raise NotAConversationError(f"{field!r} is no list of turns" if field in row else f"no field {field!r}")
-    turns = []
-    for number, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            raise NotAConversationError(f"{field}[{number}] is no object")
-        try:
-            turns.append(Turn(_text(message, role_field), _text(message, content_field)))
-        except NotAConversationError as error:
-            raise NotAConversationError(f"{field}[{number}]: {error}") from None
-    return tuple(turns)
-
-
-def _messages(row: Mapping[str, Any]) -> Conversation:
-    turns = _turns(row, "messages", "role", "content")
-    if unknown := next((turn.role for turn in turns if turn.role not in ROLES), None):
-        raise NotAConversationError(f"unknown role {unknown!r}")
-    return turns
-
-
-def _sharegpt(row: Mapping[str, Any]) -> Conversation:
-    turns = _turns(row, "conversations", "from", "value")
-    if unknown := next((turn.role for turn in turns if turn.role not in _SHAREGPT_ROLES), None):
-        raise NotAConversationError(f"unknown speaker {unknown!r}")
-    return tuple(Turn(_SHAREGPT_ROLES[turn.role], turn.content) for turn in turns)
-
-
-def _prompt_completion(row: Mapping[str, Any]) -> Conversation:
-    return (_user(_text(row, "prompt")), Turn("assistant", _text(row, "completion")))
-
-
-def _alpaca(row: Mapping[str, Any]) -> Conversation:
-    instruction = _text(row, "instruction")
-    extra = _text(row, "input") if row.get("input") is not None else ""
-    answer = _text(row, "response" if row.get("output") is None and "response" in row else "output")
-    prompt = f"{instruction}\n\n{extra}" if extra.strip() else instruction
-    return (_user(prompt), Turn("assistant", answer))
+    return value
 
 
 def _user(prompt: str) -> Turn:
@@ -112,16 +172,22 @@ def _user(prompt: str) -> Turn:
     return Turn("user", prompt)
 
 
-FIELDS: dict[RowForm, tuple[str, ...]] = {
-    "messages": ("messages",),
-    "prompt_completion": ("prompt", "completion"),
-    "alpaca": ("instruction", "input", "output", "response"),
-    "sharegpt": ("conversations",),
-}
-"""All that `to_conversation` looks at."""
-_READERS: dict[RowForm, Callable[[Mapping[str, Any]], Conversation]] = {
-    "messages": _messages,
-    "prompt_completion": _prompt_completion,
-    "alpaca": _alpaca,
-    "sharegpt": _sharegpt,
-}
+def _require_exchange(conversation: Conversation) -> None:
+    if not any(turn.role == "assistant" for turn in conversation):
+        raise NotAConversationError("no assistant turn")
+    if conversation[-1].role != "assistant":
+        raise NotAConversationError(f"the last turn is the {conversation[-1].role}'s, not the assistant's")
+    if not conversation[-1].content.strip():
+        raise NotAConversationError("the last assistant turn is empty")
+
+
+def _require_order(conversation: Conversation) -> None:
+    before = None
+    for number, (role, _) in enumerate(conversation, 1):
+        if role == "system" and number > 1:
+            raise NotAConversationError(f"turn {number} is the system's, which comes first")
+        if role == "tool" and before not in ("assistant", "tool"):
+            raise NotAConversationError(f"turn {number} is a tool's, and the assistant's is not before it")
+        if role in ("user", "assistant") and role == before:
+            raise NotAConversationError(f"turns {number - 1} and {number} are both the {role}'s")
+        before = role

@@ -11,6 +11,25 @@ _MIN_CONVERSATIONS_TO_HOLD_OUT = 20
 """Copies of one count once."""
 
 
+def within_cap(content_hashes: Sequence[bytes], max_rows: int) -> np.ndarray:
+    """Which conversations of a source its cap lets in: those with the smallest hashes, copies in their order.
+
+    By hash and not the first ones, because files are often sorted by subject; and without the seed, so that jobs that
+    differ in it alone share one corpus.
+
+    Args:
+        content_hashes: of N conversations.
+        max_rows: to let in.
+
+    Returns:
+        bool [N], with min(N, max_rows) set.
+    """
+    order = sorted(range(len(content_hashes)), key=content_hashes.__getitem__)
+    inside = np.zeros(len(content_hashes), dtype=bool)
+    inside[order[:max_rows]] = True
+    return inside
+
+
 def held_out(content_hashes: Sequence[bytes], categories: Sequence[str], fraction: float, seed: int) -> np.ndarray:
     """Which conversations to keep from training.
 

@@ -8,8 +8,8 @@ the writers has to know of the other.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -41,6 +41,21 @@ def parquet_writer(url: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
         raise
     if is_local:
         filesystem.mv(target, path)
+
+
+@contextmanager
+def optional_parquet_writer(url: str, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
+    """As `parquet_writer`, for a file that is there only if it has rows; gives the function that writes a table."""
+    with ExitStack() as stack:
+        writers: list[pq.ParquetWriter] = []
+
+        def write(table: pa.Table) -> None:
+            if table.num_rows and not writers:
+                writers.append(stack.enter_context(parquet_writer(url, schema)))
+            for writer in writers:
+                writer.write_table(table)
+
+        yield write
 
 
 def read_parquet(url: str, columns: Sequence[str] | None = None) -> pa.Table:

@@ -6,29 +6,38 @@ A part is named by its file's number, so a task that runs twice writes the same 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from ray_jobs.data.formats import FIELDS, Conversation, NotAConversationError, Turn, to_conversation
+from ray_jobs.data.formats import Conversation, RowReader, Turn
 from ray_jobs.data.minhash import band_keys
-from ray_jobs.data.parquet_files import parquet_writer, read_parquet
-from ray_jobs.data.sources import RawRow, SourceFile, read_rows
+from ray_jobs.data.normalise import Row, batches, normalised, with_system_prompt
+from ray_jobs.data.parquet_files import optional_parquet_writer, parquet_writer, read_parquet
+from ray_jobs.data.raw_rows import read_rows
+from ray_jobs.data.sources import SourceFile
 from ray_jobs.data.tokenise import ChatTokenizer
 from ray_jobs.run_directory import local_directory
 from service.spec.data import DataSpec, DedupSpec
 
 _BATCH = 512
 """Conversations handled at once: bounds a task's memory."""
-_MAX_REASON_CHARS = 200
 
 CONVERSATION_SCHEMA = pa.schema(
     [("row", pa.int64()), ("roles", pa.list_(pa.string())), ("contents", pa.list_(pa.string()))]
+)
+REJECTED_SCHEMA = pa.schema(
+    [
+        ("source", pa.string()),
+        ("file", pa.string()),
+        ("row", pa.int64()),
+        ("reason", pa.string()),
+        ("excerpt", pa.string()),
+    ]
 )
 TOKENISED_SCHEMA = pa.schema([("tokens", pa.list_(pa.int32())), ("trained", pa.list_(pa.bool_()))])
 KEY_SCHEMA = pa.schema(
@@ -36,7 +45,6 @@ KEY_SCHEMA = pa.schema(
         ("file", pa.int32()),
         ("row", pa.int64()),
         ("position", pa.int64()),
-        ("reason", pa.string()),
         ("content_hash", pa.binary()),
         ("completion_chars", pa.int64()),
         ("band_keys", pa.binary()),
@@ -64,64 +72,55 @@ def conversation_text(conversation: Conversation) -> str:
     return "\n".join(turn.content for turn in conversation)
 
 
-def read_file(batch: pa.Table, data: DataSpec, directory_url: str) -> Iterator[pa.Table]:
+def read_file(batch: pa.Table, data: DataSpec, conversations_url: str, rejected_url: str) -> Iterator[pa.Table]:
     """Read, normalise and sign one raw file.
 
     Args:
-        batch: one line: `file`, `source`, `url`, `format`.
+        batch: one line: `file` and the fields of a `SourceFile`.
         data: the spec.
-        directory_url: of the conversation parts.
+        conversations_url: directory of the conversation parts.
+        rejected_url: directory of the parts of rows that are no conversation, of `REJECTED_SCHEMA`; a file without any
+            has no part.
 
     Yields:
-        Tables of `KEY_SCHEMA`, one line per raw row; `position` is the conversation's place in the part, and null with
-        `reason` given for a row that is no conversation.
+        Tables of `KEY_SCHEMA`, one line per raw row; `position` is the conversation's place in the part, and null for a
+        row that is no conversation.
     """
     [item] = batch.to_pylist()
-    file = SourceFile(item["source"], item["url"], item["format"])
-    form = data.sources[file.source].form
+    number = item.pop("file")
+    file = SourceFile(**item)
+    source = data.sources[file.source]
+    reader = RowReader(source.form, source.replace)
     position = 0
-    with parquet_writer(part_url(directory_url, item["file"]), CONVERSATION_SCHEMA) as writer:
-        for rows in _batches(read_rows(file, FIELDS[form])):
-            parsed = [(row, *_parse(row, form)) for row in rows]
-            good = [(row, conversation) for row, conversation, _ in parsed if conversation is not None]
-            bad = [(row, reason) for row, conversation, reason in parsed if conversation is None]
+    with (
+        parquet_writer(part_url(conversations_url, number), CONVERSATION_SCHEMA) as writer,
+        optional_parquet_writer(part_url(rejected_url, number), REJECTED_SCHEMA) as reject,
+    ):
+        for rows in batches(normalised(read_rows(file, reader.columns), reader), _BATCH):
+            good = [row for row in rows if row.reason is None]
+            bad = [row for row in rows if row.reason is not None]
             writer.write_table(_conversation_table(good))
-            yield _keys(item["file"], position, good, bad, data.dedup)
+            reject(_rejected_table(source.name, file.url, bad))
+            yield _keys(number, position, good, bad, data.dedup)
             position += len(good)
 
 
-def _parse(row: RawRow, form: Any) -> tuple[Conversation | None, str | None]:
-    if row.reason is not None:
-        return None, row.reason
-    try:
-        return to_conversation(row.value, form), None
-    except NotAConversationError as error:
-        return None, str(error)[:_MAX_REASON_CHARS]
-
-
-def _keys(
-    file: int,
-    first_position: int,
-    good: list[tuple[RawRow, Conversation]],
-    bad: list[tuple[RawRow, str | None]],
-    dedup: DedupSpec | None,
-) -> pa.Table:
-    conversations = [conversation for _, conversation in good]
+def _keys(file: int, first_position: int, good: Sequence[Row], bad: Sequence[Row], dedup: DedupSpec | None) -> pa.Table:
     bands: list[bytes | None] = [None] * len(good)
     if dedup is not None and good:
-        bands = [row.tobytes() for row in band_keys([conversation_text(c) for c in conversations], dedup)]
+        bands = [keys.tobytes() for keys in band_keys([conversation_text(row.conversation) for row in good], dedup)]
     lines: list[dict[str, Any]] = [
         {
             "file": file,
             "row": row.number,
-            "position": first_position + offset,
-            "content_hash": _content_hash(conversation),
-            "completion_chars": sum(len(turn.content) for turn in conversation if turn.role == "assistant"),
+            "position": position,
+            "content_hash": _content_hash(row.conversation),
+            "completion_chars": sum(len(turn.content) for turn in row.conversation if turn.role == "assistant"),
             "band_keys": band,
         }
-        for offset, ((row, conversation), band) in enumerate(zip(good, bands, strict=True))
+        for position, (row, band) in enumerate(zip(good, bands, strict=True), first_position)
     ]
-    lines += [{"file": file, "row": row.number, "reason": reason} for row, reason in bad]
+    lines += [{"file": file, "row": row.number} for row in bad]
     return pa.Table.from_pylist(lines, schema=KEY_SCHEMA)
 
 
@@ -129,12 +128,23 @@ def _content_hash(conversation: Conversation) -> bytes:
     return hashlib.sha256(json.dumps(conversation).encode()).digest()[:16]
 
 
-def _conversation_table(rows: list[tuple[RawRow, Conversation]]) -> pa.Table:
+def _conversation_table(rows: Sequence[Row]) -> pa.Table:
     lines = [
-        {"row": row.number, "roles": [t.role for t in conversation], "contents": [t.content for t in conversation]}
-        for row, conversation in rows
+        {
+            "row": row.number,
+            "roles": [turn.role for turn in row.conversation],
+            "contents": [turn.content for turn in row.conversation],
+        }
+        for row in rows
     ]
     return pa.Table.from_pylist(lines, schema=CONVERSATION_SCHEMA)
+
+
+def _rejected_table(source: str, url: str, rows: Sequence[Row]) -> pa.Table:
+    lines = [
+        {"source": source, "file": url, "row": row.number, "reason": row.reason, "excerpt": row.excerpt} for row in rows
+    ]
+    return pa.Table.from_pylist(lines, schema=REJECTED_SCHEMA)
 
 
 def read_conversations(table: pa.Table) -> list[Conversation]:
@@ -146,12 +156,15 @@ def read_conversations(table: pa.Table) -> list[Conversation]:
 
 
 def tokenise_file(
-    batch: pa.Table, conversations_url: str, tokenised_url: str, tokenizer_url: str
+    batch: pa.Table, data: DataSpec, conversations_url: str, tokenised_url: str, tokenizer_url: str
 ) -> Iterator[pa.Table]:
     """Render and tokenise the kept conversations of one part.
 
+    A source's system prompt comes in here, behind deduplication: it would make short conversations near-duplicates.
+
     Args:
         batch: one line: `file`, `source`, `kept` (positions), `content_hashes` (of the kept).
+        data: the spec.
         conversations_url: directory of the conversation parts.
         tokenised_url: directory to write to.
         tokenizer_url: of a Hugging Face tokenizer.
@@ -160,6 +173,7 @@ def tokenise_file(
         Tables of `INDEX_SCHEMA`, one line per kept conversation.
     """
     [item] = batch.to_pylist()
+    system_prompt = data.sources[item["source"]].system_prompt
     kept = read_parquet(part_url(conversations_url, item["file"])).take(item["kept"])
     position = 0
     with (
@@ -168,7 +182,8 @@ def tokenise_file(
     ):
         tokenizer = ChatTokenizer(Path(tokenizer_directory))
         for start in range(0, kept.num_rows, _BATCH):
-            rendered = tokenizer.render(read_conversations(kept.slice(start, _BATCH)))
+            conversations = read_conversations(kept.slice(start, _BATCH))
+            rendered = tokenizer.render([with_system_prompt(c, system_prompt) for c in conversations])
             tokens = pa.array([r.tokens for r in rendered], pa.list_(pa.int32()))
             trained = pa.array([r.trained for r in rendered], pa.list_(pa.bool_()))
             writer.write_table(pa.table([tokens, trained], schema=TOKENISED_SCHEMA))
@@ -183,9 +198,3 @@ def tokenise_file(
             ]
             yield pa.table(columns, schema=INDEX_SCHEMA)
             position += size
-
-
-def _batches(rows: Iterable[RawRow]) -> Iterator[list[RawRow]]:
-    iterator = iter(rows)
-    while chunk := list(itertools.islice(iterator, _BATCH)):
-        yield chunk

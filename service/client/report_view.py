@@ -62,7 +62,7 @@ def _skipped_rows(data: dict[str, Any]) -> list[str]:
     lines = [
         escape(f"  {row['file']} row {row['row']}: {row['reason']}") for row in data["rejected_rows"][:_SKIPPED_SHOWN]
     ]
-    return ["\n[bold]Skipped rows[/bold]", *lines, escape(f"  all of them: {data['rejected_rows_file']}")]
+    return ["\n[bold]Skipped rows[/bold]", *lines, escape(f"  all of them: {data['rejected_rows_url']}")]
 
 
 def _mixture(data: dict[str, Any]) -> Table:

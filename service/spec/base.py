@@ -53,7 +53,7 @@ def field_errors(errors: Iterable[Mapping[str, Any]], document: object) -> list[
 
     Pydantic's `loc` also holds the tag of each union variant it went through, and steps into a value that a shorthand
     was expanded to; a user's document has no such levels. A tag is recognised by being the value of `kind` where it
-    stands; below a plain value there is nothing to name.
+    stands, and by coming first, for a field may have the same name; below a plain value there is nothing to name.
 
     Args:
         errors: `ValidationError.errors()`.
@@ -69,15 +69,18 @@ def _message(error: Mapping[str, Any]) -> str:
 
 def _path(error: Mapping[str, Any], document: object) -> str:
     parts: list[str] = []
+    is_tag_passed = False
     for part in error["loc"]:
         if isinstance(document, Mapping):
-            if part not in document and document.get("kind") == part:
+            if not is_tag_passed and document.get("kind") == part:
+                is_tag_passed = True
                 continue
             document = document.get(part)
         elif isinstance(document, list):
             document = document[part] if isinstance(part, int) and part < len(document) else None
         elif document is not None:
             break
+        is_tag_passed = False
         parts.append(str(part))
     if error["type"] == "conflict":
         parts.append(error["ctx"]["field"])

@@ -4,43 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from service.spec.base import SpecModel, conflict
-
-URI_SCHEMES = ("file", "s3", "gs", "hf")
-
-RowForm = Literal["messages", "prompt_completion", "alpaca", "sharegpt"]
-FileFormat = Literal["jsonl", "json", "csv", "parquet"]
-
-
-class SourceSpec(SpecModel):
-    """One set of raw instruction rows."""
-
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
-    """Unique within the job; counts and errors speak of it."""
-    category: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
-    """What the rows teach: `general`, `code`, `math`, `identity`, or a word of the user's own."""
-    uri: str
-    """Absolute URI of a file, or a glob of files: `file://`, `s3://`, `gs://` or `hf://datasets/…`."""
-    form: RowForm
-    """How a row holds its conversation."""
-    format: FileFormat | None = None
-    """File format; by default told from the file name's extension."""
-
-    @field_validator("uri")
-    @classmethod
-    def _absolute(cls, uri: str) -> str:
-        if uri.startswith("/"):
-            return f"file://{uri}"
-        scheme, separator, rest = uri.partition("://")
-        if not separator or not rest:
-            raise ValueError("not an absolute URI; a relative path is resolved by the client, against the spec's file")
-        if scheme not in URI_SCHEMES:
-            raise ValueError(f"unknown scheme {scheme!r}; known: {', '.join(URI_SCHEMES)}")
-        if scheme == "file" and not rest.startswith("/"):
-            raise ValueError("the path of a file:// URI begins with a third slash")
-        return uri
+from service.spec.source import SourceSpec
 
 
 class DedupSpec(SpecModel):
@@ -60,7 +27,8 @@ class DataSpec(SpecModel):
     sources: tuple[SourceSpec, ...]
     """What to read; of duplicates the longest completion is kept, then the row of the earlier source."""
     on_bad_row: Literal["fail", "skip"] = "fail"
-    """A malformed row stops the job, or is left out, counted and listed."""
+    """A malformed row stops the job, or is left out, counted and listed with its place and the reason. A conversation
+    of more than 4,194,304 characters is malformed, too."""
     dedup: DedupSpec | None = DedupSpec()
     """Deduplication; null keeps every row."""
     mixture: dict[str, float] | None = None

@@ -43,7 +43,8 @@ class Event(BaseModel):
         stage.progress: `task`, `done`, `total` (null when unknown), `unit`.
         stage.finished: `duration_s` (of this start of it), `reused` (an earlier start had done it), `summary`. After a
             restart it may come again, `reused` then.
-        rows.skipped: `count`, `path` (of the whole list), `rows` (the first ones: `source`, `file`, `row`, `reason`).
+        rows.skipped: `count`, `path` (of a directory of Parquet files that list them all), `rows` (the first ones:
+            `source`, `file`, `row`, `reason`, `excerpt`).
         train.started: `start_step`, `total_steps`, `workers` (of `rank`, `pid`, `node_id`).
         train.step: `step` (1-based), `total_steps`, `epoch`, `loss` (nats per trained token), `learning_rate`,
             `gradient_norm`, `tokens_per_s`, `trained_tokens`, `tokens`, `balance_loss`, `balance_loss_floor`,

@@ -6,10 +6,14 @@ from typing import Any
 
 import pytest
 
-from ray_jobs.data.formats import NotAConversationError, Turn, to_conversation
-from service.spec.data import RowForm
+from ray_jobs.data.formats import MAX_CHARS, Conversation, NotAConversationError, RowReader, Turn
+from service.spec.source import ColumnsForm, RowForm, TurnsForm
 
 ASKED = (Turn("user", "Who?"), Turn("assistant", "Me."))
+
+
+def to_conversation(row: Any, form: RowForm) -> Conversation:
+    return RowReader(form).read(row)
 
 
 @pytest.mark.parametrize(
@@ -78,10 +82,91 @@ def _messages(*turns: tuple[Any, Any]) -> dict[str, Any]:
         ("alpaca", {"instruction": "a"}, "no field 'output'"),
         ("alpaca", {"instruction": "a", "output": None}, "'output' is not text but NoneType"),
         ("alpaca", {"instruction": "a", "input": ["b"], "output": "c"}, "'input' is not text but list"),
-        ("sharegpt", {"conversations": [{"from": "bird", "value": "a"}]}, "unknown speaker 'bird'"),
+        ("sharegpt", {"conversations": [{"from": "bird", "value": "a"}]}, "unknown role 'bird'"),
         ("sharegpt", {"conversations": [{"from": "human", "value": "a"}]}, "no assistant turn"),
     ],
 )
 def test_a_row_that_is_no_conversation_says_why(form: RowForm, row: Any, reason: str) -> None:
     with pytest.raises(NotAConversationError, match=reason):
         to_conversation(row, form)
+
+
+def columns(**fields: Any) -> ColumnsForm:
+    return ColumnsForm.model_validate({"kind": "columns", **fields})
+
+
+def turns(**fields: Any) -> TurnsForm:
+    return TurnsForm.model_validate({"kind": "turns", **fields})
+
+
+def test_columns_of_any_name_make_a_conversation() -> None:
+    form = columns(prompt="question", completion="answer", system="instructions")
+    row = {"question": "Who?", "answer": "Me."}
+    assert to_conversation(row, form) == ASKED
+    assert to_conversation(row | {"instructions": ""}, form) == ASKED
+    assert to_conversation(row | {"instructions": "Be brief."}, form) == (Turn("system", "Be brief."), *ASKED)
+    assert RowReader(form).columns == ("question", "answer", "instructions")
+
+
+def test_a_template_puts_columns_into_text() -> None:
+    form = columns(prompt="{question}\n{{A or B}}", completion="{why}\nSo it is {answer}.")
+    row = {"question": "A?", "why": "Because {not} a column.", "answer": "B"}
+    assert to_conversation(row, form) == (
+        Turn("user", "A?\n{A or B}"),
+        Turn("assistant", "Because {not} a column.\nSo it is B."),
+    )
+    assert RowReader(form).columns == ("question", "why", "answer")
+    with pytest.raises(NotAConversationError, match="no field 'why'"):
+        to_conversation({"question": "A?", "answer": "B"}, form)
+
+
+def test_turns_of_any_name_make_a_conversation() -> None:
+    form = turns(turns="utterances", role="speaker", content="text", roles={"USER": "user", "SYSTEM": "assistant"})
+    row = {"utterances": [{"speaker": "USER", "text": "Who?"}, {"speaker": "SYSTEM", "text": "Me."}]}
+    assert to_conversation(row, form) == ASKED
+    assert RowReader(form).columns == ("utterances",)
+    row["utterances"][0]["speaker"] = "user"
+    with pytest.raises(NotAConversationError, match="unknown role 'user'"):
+        to_conversation(row, form)
+
+
+def test_replacement_is_literal_and_all_at_once() -> None:
+    reader = RowReader("prompt_completion", {"\\n": "\n", "a.": "b", "a.c": "a.", "</s>": ""})
+    assert reader.read({"prompt": r"a\nb", "completion": "a.c a. abc</s>"}) == (
+        Turn("user", "a\nb"),
+        Turn("assistant", "a. b abc"),
+    )
+    with pytest.raises(NotAConversationError, match="the last assistant turn is empty"):
+        reader.read({"prompt": "a", "completion": "</s>"})
+
+
+@pytest.mark.parametrize(
+    ("roles", "reason"),
+    [
+        ("user user assistant", "turns 1 and 2 are both the user's"),
+        ("user assistant assistant", "turns 2 and 3 are both the assistant's"),
+        ("user system assistant", "turn 2 is the system's, which comes first"),
+        ("system system user assistant", "turn 2 is the system's"),
+        ("user tool assistant", "turn 2 is a tool's, and the assistant's is not before it"),
+        ("user assistant system", "the last turn is the system's"),
+        ("user assistant user assistant", None),
+        ("system user assistant tool tool assistant user assistant", None),
+        ("assistant user assistant", None),
+    ],
+)
+def test_turns_must_take_their_order(roles: str, reason: str | None) -> None:
+    row = _messages(*((role, f"text {number}") for number, role in enumerate(roles.split())))
+    if reason is None:
+        assert [turn.role for turn in to_conversation(row, "messages")] == roles.split()
+    else:
+        with pytest.raises(NotAConversationError, match=reason):
+            to_conversation(row, "messages")
+
+
+def test_a_turn_of_ten_million_characters_is_no_conversation() -> None:
+    fits = "x" * (MAX_CHARS - 1)
+    assert to_conversation({"prompt": "a", "completion": fits}, "prompt_completion")[1].content == fits
+    with pytest.raises(NotAConversationError, match="4,194,305 characters, more than 4,194,304"):
+        to_conversation({"prompt": "ab", "completion": fits}, "prompt_completion")
+    with pytest.raises(NotAConversationError, match="10,000,001 characters"):
+        to_conversation({"prompt": "a", "completion": "x" * 10_000_000}, "prompt_completion")

@@ -7,11 +7,21 @@ import hashlib
 import numpy as np
 import pytest
 
-from ray_jobs.data.mixture import choose_mixture, held_out
+from ray_jobs.data.mixture import choose_mixture, held_out, within_cap
 
 
 def hashes(names: list[str]) -> list[bytes]:
     return [hashlib.sha256(name.encode()).digest()[:16] for name in names]
+
+
+def test_a_cap_lets_in_the_same_conversations_in_any_order() -> None:
+    names = [f"row {number}" for number in range(90)]
+    inside = within_cap(hashes(names), 30)
+    assert inside.sum() == 30
+    assert (within_cap(hashes(names[::-1]), 30)[::-1] == inside).all()
+    assert (within_cap(hashes(names), 31) >= inside).all(), "a higher cap keeps what a lower one let in"
+    assert not inside[:30].all(), "not the first ones"
+    assert within_cap(hashes(names[:2]), 30).tolist() == [True, True]
 
 
 def test_the_split_depends_on_content_and_seed_alone() -> None:

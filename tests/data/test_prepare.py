@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import logging
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 
@@ -198,7 +200,7 @@ def test_bytes_do_not_depend_on_place_and_a_torn_directory_is_made_again(
     assert second.manifest["hash"] == first.manifest["hash"]
     assert len(rows_of(second, "train")) == second.manifest["packing"]["rows"] > 0
     expected = digests(tmp_path / "one")
-    assert len(expected) == 13, "3 parts twice, 3 of the tokenizer, index, rejected rows, 2 shards"
+    assert len(expected) == 12, "3 parts twice, 3 of the tokenizer, index, 2 shards"
     assert digests(tmp_path / "two[1]-*") == expected
     for directory in (tmp_path / "two[1]-*").iterdir():
         (directory / "manifest.json").unlink()
@@ -309,14 +311,82 @@ def test_skipped_rows_are_counted_and_listed(document: dict[str, Any], tmp_path:
     prepared = run(document, tmp_path / "prepared")
     source = prepared.manifest["sources"][0]
     assert [source[name] for name in ("files", "rows_read", "rows_rejected", "rows_kept")] == [3, 96, 6, 60]
-    listed = [json.loads(line) for line in Path(prepared.manifest["rejected_rows_file"]).read_text().splitlines()]
+    listed = pq.read_table(prepared.manifest["rejected_rows_url"]).to_pylist()
     assert listed == prepared.manifest["rejected_rows"]
     assert [(row["source"], row["file"].rpartition("/")[2], row["row"]) for row in listed] == [
         *[("snippets", "code-1.jsonl", number) for number in range(31, 36)],
         ("snippets", "code-2.jsonl.gz", 1),
     ]
     assert all(row["reason"] for row in listed)
+    assert [row["excerpt"] for row in listed[:4]] == [row if row == "{" else json.dumps(row) for row in BAD_ROWS[:4]]
+    assert listed[4]["excerpt"] == r'{"prompt": "a", "completion": "\ud800"}'
     assert prepared.manifest["packing"]["tokens"] == clean.manifest["packing"]["tokens"], "bad rows change nothing else"
+
+
+MALFORMED = {
+    "empty.jsonl": b"",
+    "empty.json": b"",
+    "utf-16.jsonl": '{"prompt": "a", "completion": "b"}\n'.encode("utf-16"),
+    "latin-1.jsonl": '{"prompt": "a", "completion": "é"}\n'.encode("latin-1"),
+    "latin-1.csv": "prompt,completion\na,é\n".encode("latin-1"),
+    "huge-line.jsonl": b'{"prompt": "a", "completion": "' + b"x" * 33 * 2**20,
+    "huge-turn.jsonl": json.dumps({"prompt": "a", "completion": "x" * 10_000_000}).encode(),
+    "nulls.jsonl": b'null\n{"prompt": null, "completion": [null, {"a": null}]}\n',
+    "deep.jsonl": b"[" * 100_000 + b"]" * 100_000,
+    "bomb.jsonl.gz": gzip.compress(b"x" * 80 * 2**20, 1),
+    "torn.jsonl.gz": gzip.compress(b'{"prompt": "a", "completion": "b"}\n')[:-8],
+    "torn.parquet": b"PAR1 and so on",
+}
+
+
+def test_every_kind_of_malformed_input_ends_as_a_listed_row(document: dict[str, Any], tmp_path: Path) -> None:
+    clean = run(document, tmp_path / "prepared")
+    (tmp_path / "bad").mkdir()
+    for name, content in MALFORMED.items():
+        (tmp_path / "bad" / name).write_bytes(content)
+    bad = {"name": "bad", "category": "code", "form": "prompt_completion", "uri": f"file://{tmp_path}/bad/*"}
+    document["data"] |= {"on_bad_row": "skip", "sources": [*document["data"]["sources"], bad]}
+    prepared = run(document, tmp_path / "prepared")
+    reasons: dict[str, list[str]] = {name: [] for name in MALFORMED}
+    for row in pq.read_table(prepared.manifest["rejected_rows_url"]).to_pylist():
+        reasons[row["file"].rpartition("/")[2]].append(row["reason"])
+    assert reasons.pop("empty.jsonl") == [], "no line, no row"
+    assert [name for name, found in reasons.items() if len(found) != 1] == ["nulls.jsonl", "bomb.jsonl.gz"]
+    expected = {
+        "empty.json": "not JSON",
+        "utf-16.jsonl": "UTF-16",
+        "latin-1.jsonl": "UnicodeDecodeError",
+        "latin-1.csv": "not UTF-8",
+        "huge-line.jsonl": "a line of 33,554,432 bytes and more",
+        "huge-turn.jsonl": "10,000,001 characters",
+        "nulls.jsonl": "'prompt' is not text but NoneType",
+        "deep.jsonl": "RecursionError",
+        "bomb.jsonl.gz": "ExpansionError",
+        "torn.jsonl.gz": "EOFError",
+        "torn.parquet": "ArrowInvalid",
+    }
+    assert {name: reason for name, reason in expected.items() if reason not in reasons[name][-1]} == {}
+    source = prepared.manifest["sources"][2]
+    assert (source["rows_read"], source["rows_rejected"]) == (14, 13), "the torn file's first row is good"
+    assert prepared.manifest["packing"]["documents"] - clean.manifest["packing"]["documents"] in (0, 1)
+
+
+def test_a_cap_and_a_system_prompt_are_the_sources_own(document: dict[str, Any], tmp_path: Path) -> None:
+    code, chat = document["data"]["sources"]
+    document["data"]["sequence_length"] = 2048
+    code["max_rows"] = 25
+    chat["form"] = {"kind": "turns", "turns": "messages"}
+    without = run(document, tmp_path / "prepared")
+    chat["system_prompt"] = "A prompt of words that every conversation of this source has. " * 9
+    prepared = run(document, tmp_path / "prepared")
+    code_counts, chat_counts = prepared.manifest["sources"]
+    assert (code_counts["rows_read"], code_counts["rows_over_cap"]) == (90, 65)
+    assert code_counts["exact_duplicates"] + code_counts["near_duplicates"] + code_counts["rows_kept"] == 25
+    assert chat_counts["rows_kept"] == 60, "the shared prompt makes no near-duplicates"
+    first, second = (run_.manifest["mixture"] for run_ in (without, prepared))
+    assert second[0]["tokens"] == first[0]["tokens"]
+    assert second[1]["tokens"] > first[1]["tokens"] + 9 * 9 * second[1]["examples"]
+    assert second[1]["trained_tokens"] == first[1]["trained_tokens"]
 
 
 def test_long_conversations_are_cut_or_dropped_and_counted(document: dict[str, Any], tmp_path: Path) -> None:

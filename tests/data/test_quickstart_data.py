@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from ray_jobs.data.formats import to_conversation
-from ray_jobs.data.sources import find_files, read_rows
+from ray_jobs.data.formats import RowReader
+from ray_jobs.data.raw_rows import read_rows
+from ray_jobs.data.sources import find_files
 from service.spec.job import JobSpec
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -60,7 +61,7 @@ def test_every_row_of_every_source_is_a_conversation(directory: Path) -> None:
         source = data.sources[file.source]
         for row in read_rows(file):
             assert row.reason is None
-            to_conversation(row.value, source.form)
+            RowReader(source.form).read(row.value)
             counts[source.category] += 1
     assert set(counts) == {"code", "general", "math", "identity"}
     assert min(counts.values()) > 200

@@ -41,6 +41,32 @@ def test_defaults_are_the_recipe(job_document: dict[str, Any]) -> None:
         ("data.sources.0.uri", "rows.jsonl", "data.sources.0.uri"),
         ("data.sources.0.uri", "ftp://host/rows.jsonl", "data.sources.0.uri"),
         ("data.sources.0.form", "poem", "data.sources.0.form"),
+        ("data.sources.0.form", {"kind": "poem"}, "data.sources.0.form"),
+        ("data.sources.0.form", 3, "data.sources.0.form"),
+        ("data.sources.0.form", {"kind": "columns", "prompt": "q"}, "data.sources.0.form.completion"),
+        ("data.sources.0.form", {"kind": "columns", "prompt": "{q", "completion": "a"}, "data.sources.0.form.prompt"),
+        (
+            "data.sources.0.form",
+            {"kind": "columns", "prompt": "{q!r}", "completion": "a"},
+            "data.sources.0.form.prompt",
+        ),
+        (
+            "data.sources.0.form",
+            {"kind": "columns", "prompt": "{{q}}", "completion": "a"},
+            "data.sources.0.form.prompt",
+        ),
+        ("data.sources.0.form", {"kind": "turns", "turns": ""}, "data.sources.0.form.turns"),
+        ("data.sources.0.form", {"kind": "turns", "turns": "t", "who": "x"}, "data.sources.0.form.who"),
+        (
+            "data.sources.0.form",
+            {"kind": "turns", "turns": "t", "roles": {"A": "robot"}},
+            "data.sources.0.form.roles.A",
+        ),
+        ("data.sources.0.form", {"kind": "turns", "turns": "t", "roles": {"A": "user"}}, "data.sources.0.form.roles"),
+        ("data.sources.0.header", [], "data.sources.0.header"),
+        ("data.sources.0.replace", {"": "x"}, "data.sources.0.replace"),
+        ("data.sources.0.system_prompt", "", "data.sources.0.system_prompt"),
+        ("data.sources.0.max_rows", 0, "data.sources.0.max_rows"),
         ("data.sources.0.uri", "file://rows.jsonl", "data.sources.0.uri"),
         ("data.sources.0.uri", "memory://rows.jsonl", "data.sources.0.uri"),
         ("data.sources", [], "data.sources"),
@@ -61,6 +87,21 @@ def test_a_bad_value_is_named_by_its_path(job_document: dict[str, Any], path: st
     with pytest.raises(ValidationError) as caught:
         JobSpec.model_validate(job_document)
     assert [error.field for error in field_errors(caught.value.errors(), job_document)] == [field]
+
+
+def test_a_header_needs_a_format_that_may_lack_one(job_document: dict[str, Any]) -> None:
+    job_document["data"]["sources"][0] |= {"format": "parquet", "header": ["a"]}
+    with pytest.raises(ValidationError) as caught:
+        JobSpec.model_validate(job_document)
+    [error] = field_errors(caught.value.errors(), job_document)
+    assert error == ("data.sources.0.header", "a parquet file names its columns itself")
+
+
+def test_a_mapping_survives_the_store(job_document: dict[str, Any]) -> None:
+    form = {"kind": "turns", "turns": "utterances", "roles": {"b": "assistant", "a": "user"}}
+    job_document["data"]["sources"][0]["form"] = form
+    spec = JobSpec.model_validate(job_document)
+    assert JobSpec.model_validate_json(spec.canonical_json()) == spec
 
 
 def test_experts_must_divide(job_document: dict[str, Any]) -> None:

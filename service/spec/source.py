@@ -1,0 +1,148 @@
+"""Where raw rows come from, and how a row holds its conversation."""
+
+from __future__ import annotations
+
+from string import Formatter
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
+
+from service.spec.base import SpecModel, conflict
+
+URI_SCHEMES = ("file", "s3", "gs", "hf")
+
+Role = Literal["system", "user", "assistant", "tool"]
+NamedForm = Literal["messages", "prompt_completion", "alpaca", "sharegpt"]
+FileFormat = Literal["jsonl", "json", "csv", "tsv", "parquet"]
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+ColumnName = Annotated[str, Field(min_length=1)]
+
+
+def template_parts(template: str) -> list[tuple[str, str | None]]:
+    """Literal text and the column that follows it, alternating; the last column may be None.
+
+    Raises:
+        ValueError: a brace is alone, or holds more than a name.
+    """
+    if "{" not in template and "}" not in template:
+        return [("", template)]
+    parts = []
+    for literal, column, format_spec, conversion in Formatter().parse(template):
+        if column == "" or format_spec or conversion:
+            raise ValueError("braces hold a column's name and nothing else; write {{ for a brace")
+        parts.append((literal, column))
+    if not any(column for _, column in parts):
+        raise ValueError("names no column; write {{ for a brace")
+    return parts
+
+
+def _valid_template(template: str) -> str:
+    template_parts(template)
+    return template
+
+
+ColumnTemplate = Annotated[str, Field(min_length=1), AfterValidator(_valid_template)]
+"""A column's name; or text in which each `{column}` stands for a column's text."""
+
+
+class ColumnsForm(SpecModel):
+    """A row holds one exchange, its parts in columns of any name."""
+
+    kind: Literal["columns"]
+    prompt: ColumnTemplate
+    """Column of the user's turn, or text with `{column}` in it, such as `{question}\\n\\n{options}`."""
+    completion: ColumnTemplate
+    """Column of the assistant's turn, or text with `{column}` in it."""
+    system: ColumnName | None = None
+    """Column of the system turn; a row where it is missing, null or empty has none."""
+
+
+class TurnsForm(SpecModel):
+    """A row holds a list of turns under any name."""
+
+    kind: Literal["turns"]
+    turns: ColumnName
+    """Column with the list."""
+    role: ColumnName = "role"
+    """Field of a turn that says whose it is."""
+    content: ColumnName = "content"
+    """Field of a turn with its text."""
+    roles: dict[str, Role] = Field(default={role: role for role in get_args(Role)})
+    """Role by what the field says; a row with any other speaker is malformed."""
+
+    @model_validator(mode="after")
+    def _has_assistant(self) -> TurnsForm:
+        if "assistant" not in self.roles.values():
+            raise conflict("roles", "makes nobody the assistant")
+        return self
+
+
+def _form_tag(form: Any) -> str | None:
+    if isinstance(form, str):
+        return "named"
+    return form.get("kind") if isinstance(form, dict) else getattr(form, "kind", None)
+
+
+RowForm = Annotated[
+    Annotated[NamedForm, Tag("named")] | Annotated[ColumnsForm, Tag("columns")] | Annotated[TurnsForm, Tag("turns")],
+    Discriminator(_form_tag),
+]
+
+
+def _absolute(uri: str) -> str:
+    if uri.startswith("/"):
+        return f"file://{uri}"
+    scheme, separator, rest = uri.partition("://")
+    if not separator or not rest:
+        raise ValueError("not an absolute URI; a relative path is resolved by the client, against the spec's file")
+    if scheme not in URI_SCHEMES:
+        raise ValueError(f"unknown scheme {scheme!r}; known: {', '.join(URI_SCHEMES)}")
+    if scheme == "file" and not rest.startswith("/"):
+        raise ValueError("the path of a file:// URI begins with a third slash")
+    return uri
+
+
+class FileSet(SpecModel):
+    """Files of rows of one kind."""
+
+    uri: Annotated[str, AfterValidator(_absolute)]
+    """Absolute URI of a file, or a glob of files: `file://`, `s3://`, `gs://` or `hf://datasets/…`; plain or compressed
+    (.gz, .bz2, .xz, .zst)."""
+    format: FileFormat | None = None
+    """File format; by default told from the file name's extension. TSV is read without quoting."""
+    header: tuple[ColumnName, ...] | None = Field(default=None, min_length=1)
+    """Column names of a CSV or TSV file that has no line of them."""
+
+    @model_validator(mode="after")
+    def _header_fits_format(self) -> FileSet:
+        if self.header is not None and self.format not in (None, "csv", "tsv"):
+            raise conflict("header", f"a {self.format} file names its columns itself")
+        return self
+
+
+class SourceSpec(FileSet):
+    """One set of raw instruction rows."""
+
+    name: Name
+    """Unique within the job; counts and errors speak of it."""
+    category: Name
+    """What the rows teach: `general`, `code`, `math`, `identity`, or a word of the user's own."""
+    form: RowForm
+    """How a row holds its conversation: the name of a common form, or a mapping of columns (`kind: columns`) or of a
+    list of turns (`kind: turns`)."""
+    replace: dict[str, str] = Field(default={})
+    """Literal text to replace in every turn, such as an end-of-text marker by nothing; all at once, of two that fit at
+    one place the longer."""
+    system_prompt: str | None = Field(default=None, min_length=1)
+    """System turn of the source's conversations that have none. Deduplication does not see it."""
+    max_rows: int | None = Field(default=None, ge=1)
+    """At most this many of its conversations, chosen by a hash of their content: which ones does not depend on the
+    seed, nor on the order of rows and files. Taken before deduplication."""
+
+    @field_validator("replace")
+    @classmethod
+    def _replaces_something(cls, replace: dict[str, str]) -> dict[str, str]:
+        if "" in replace:
+            raise ValueError("cannot replace the empty text")
+        return replace
