@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
+from ray_jobs.data.accounting import Ledger, RowCounts
 from ray_jobs.data.dedup import Duplicate, candidates, find_duplicates
 from ray_jobs.data.minhash import jaccard, shingles
 from ray_jobs.data.mixture import within_cap
@@ -64,6 +65,8 @@ class CorpusBuilder:
     def __init__(self, spec: JobSpec, files: list[SourceFile], url: str, progress: ProgressCallback) -> None:
         self._spec, self._files, self._url, self._progress = spec, files, url, progress
         self._conversations_url = f"{url}/conversations"
+        self._ledger = Ledger([source.name for source in spec.data.sources])
+        self._counts: dict[str, RowCounts] = {}
 
     def build(self) -> dict[str, Any]:
         """Do all stages; returns the manifest without its hash."""
@@ -73,12 +76,12 @@ class CorpusBuilder:
             raise self._bad_rows(rejected, pc.sum(pc.is_null(lines["position"])).as_py())
         keys = self._cap(lines.filter(pc.is_valid(lines["position"])))
         duplicates = self._find_duplicates(keys)
-        kept = np.ones(len(keys), dtype=bool)
-        kept[[duplicate.dropped for duplicate in duplicates]] = False
+        kept = self._without(keys, duplicates)
         self._make_tokenizer(keys, kept)
-        index = self._tokenise(keys, kept)
+        self._tokenise(keys, kept)
         return {
-            "sources": self._count(lines, keys, duplicates, index),
+            "sources": self._describe_sources(),
+            "accounting": self._ledger.stages,
             "rejected_rows": rejected,
             "rejected_rows_url": f"{self._url}/{REJECTED_DIRECTORY}",
             "dedup_examples": self._show(keys, duplicates),
@@ -95,7 +98,16 @@ class CorpusBuilder:
             conversations_url=self._conversations_url,
             rejected_url=f"{self._url}/{REJECTED_DIRECTORY}",
         )
-        return table.sort_by([("file", "ascending"), ("row", "ascending")])
+        table = table.sort_by([("file", "ascending"), ("row", "ascending")])
+        is_good = pc.is_valid(table["position"])
+        bad = self._rows(table.filter(pc.invert(is_good)))
+        self._enter("read", self._rows(table), self._rows(table.filter(is_good)), rows_rejected=bad)
+        return table
+
+    def _enter(self, stage: str, rows_in: RowCounts, on: RowCounts, **gone: RowCounts) -> None:
+        self._ledger.stage(stage, rows_in, on, **gone)
+        before = {name: rows for name, rows in self._counts.items() if name != "rows_kept"}
+        self._counts = {"rows_read": rows_in} | before | gone | {"rows_kept": on}
 
     def _rejected(self, lines: pa.Table) -> list[dict[str, Any]]:
         """The first rows that are no conversation; the parts hold them all."""
@@ -119,7 +131,9 @@ class CorpusBuilder:
             if source.max_rows is not None:
                 members = np.flatnonzero(sources == number)
                 taken[members] = within_cap(hashes[members].tolist(), source.max_rows)
-        return keys.filter(pa.array(taken))
+        capped = keys.filter(pa.array(taken))
+        self._enter("cap", self._rows(keys), self._rows(capped), rows_over_cap=Counter(sources[~taken].tolist()))
+        return capped
 
     def _sources_of(self, keys: pa.Table) -> np.ndarray:
         source_of_file = np.array([file.source for file in self._files])
@@ -170,13 +184,25 @@ class CorpusBuilder:
         self._progress("deduplicate", len(keys), len(keys), "conversations")
         return duplicates
 
+    def _without(self, keys: pa.Table, duplicates: list[Duplicate]) -> np.ndarray:
+        """Which keys are no duplicates, bool [N]."""
+        sources, kept = self._sources_of(keys), np.ones(len(keys), dtype=bool)
+        kept[[duplicate.dropped for duplicate in duplicates]] = False
+        exact, near = (
+            Counter(int(sources[duplicate.dropped]) for duplicate in duplicates if duplicate.kind == kind)
+            for kind in ("exact", "near")
+        )
+        on = Counter(sources[kept].tolist())
+        self._enter("deduplicate", self._rows(keys), on, exact_duplicates=exact, near_duplicates=near)
+        return kept
+
     def _make_tokenizer(self, keys: pa.Table, kept: np.ndarray) -> None:
         self._progress("tokenizer", 0, 1, "tokenizers")
         texts = (text for _, text in self._read_texts(keys, np.flatnonzero(kept).tolist()))
         make_tokenizer(self._spec.model, texts, f"{self._url}/tokenizer")
         self._progress("tokenizer", 1, 1, "tokenizers")
 
-    def _tokenise(self, keys: pa.Table, kept: np.ndarray) -> pa.Table:
+    def _tokenise(self, keys: pa.Table, kept: np.ndarray) -> None:
         kept_keys = keys.filter(pa.array(kept))
         items = []
         for index, file in enumerate(self._files):
@@ -194,35 +220,23 @@ class CorpusBuilder:
             tokenizer_url=f"{self._url}/tokenizer",
         )
         index = index.sort_by([("file", "ascending"), ("position", "ascending")])
+        self._enter("tokenise", self._rows(kept_keys), Counter(index["source"].to_pylist()))
         with parquet_writer(f"{self._url}/{INDEX_FILE}", INDEX_SCHEMA) as writer:
             writer.write_table(index)
-        return index
 
-    def _count(
-        self, lines: pa.Table, keys: pa.Table, duplicates: list[Duplicate], index: pa.Table
-    ) -> list[dict[str, Any]]:
-        rows, sources = Counter(self._sources_of(lines).tolist()), self._sources_of(keys)
-        malformed = Counter(self._sources_of(lines.filter(pc.is_null(lines["position"]))).tolist())
-        taken = Counter(sources.tolist())
-        dropped = Counter((sources[duplicate.dropped], duplicate.kind) for duplicate in duplicates)
-        kept = Counter(index["source"].to_pylist())
-        counts = [
+    def _rows(self, keys: pa.Table) -> RowCounts:
+        return Counter(self._sources_of(keys).tolist())
+
+    def _describe_sources(self) -> list[dict[str, Any]]:
+        return [
             {
                 "name": source.name,
                 "category": source.category,
                 "files": sum(file.source == number for file in self._files),
-                "rows_read": rows[number],
-                "rows_rejected": malformed[number],
-                "rows_over_cap": rows[number] - malformed[number] - taken[number],
-                "exact_duplicates": dropped[number, "exact"],
-                "near_duplicates": dropped[number, "near"],
-                "rows_kept": kept[number],
+                **{name: rows[number] for name, rows in self._counts.items()},
             }
             for number, source in enumerate(self._spec.data.sources)
         ]
-        for line in counts:
-            _assert_every_row_is_accounted_for(line)
-        return counts
 
     def _show(self, keys: pa.Table, duplicates: list[Duplicate]) -> list[dict[str, Any]]:
         """A few duplicates for the reader's eye, near ones first: they are the ones to doubt."""
@@ -250,11 +264,3 @@ class CorpusBuilder:
             for index, _, position in mine:
                 [conversation] = read_conversations(part.slice(position, 1))
                 yield index, conversation_text(conversation)
-
-
-def _assert_every_row_is_accounted_for(line: dict[str, Any]) -> None:
-    accounted = sum(
-        line[name] for name in ("rows_rejected", "rows_over_cap", "exact_duplicates", "near_duplicates", "rows_kept")
-    )
-    if line["rows_read"] != accounted:
-        raise AssertionError(f"rows of source {line['name']!r} were lost: {line}")

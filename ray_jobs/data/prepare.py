@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from ray_jobs.data.accounting import Ledger, RowCounts
 from ray_jobs.data.corpus import Corpus, prepare_corpus, read_manifest, write_manifest
 from ray_jobs.data.corpus_builder import ProgressCallback
 from ray_jobs.data.mixture import choose_mixture, held_out
@@ -100,10 +101,13 @@ class _Packer:
     def __init__(self, spec: JobSpec, corpus: Corpus, url: str, progress: ProgressCallback) -> None:
         self._spec, self._corpus, self._url, self._progress = spec, corpus, url, progress
         index = corpus.read_index()
-        sources = index["source"].to_numpy()
+        sources = self._source = index["source"].to_numpy()
         self._file, self._position = index["file"].to_numpy(), index["position"].to_numpy()
         self._category = np.array([source.category for source in spec.data.sources])[sources]
         self._hashes = index["content_hash"].to_pylist()
+        if len(index) != corpus.manifest["accounting"][-1]["rows_out"]:
+            raise AssertionError(f"the corpus says it has {corpus.manifest['accounting'][-1]}, its index {len(index)}")
+        self._ledger = Ledger([source.name for source in spec.data.sources])
         full_length, limit = index["num_tokens"].to_numpy(), spec.data.sequence_length
         self._length = np.minimum(full_length, limit)
         self._is_long = full_length > limit
@@ -114,16 +118,20 @@ class _Packer:
 
     def pack(self) -> dict[str, Any]:
         """Write the rows; returns the manifest without its hash."""
-        training, kept_out = self._hold_out(np.flatnonzero(self._is_usable))
+        usable, dropped = np.flatnonzero(self._is_usable), np.flatnonzero(~self._is_usable)
+        training, kept_out = self._hold_out(usable)
         chosen = self._mix(training)
-        dropped, left_out = int((~self._is_usable).sum()), len(training) - len(chosen)
-        if len(chosen) + len(kept_out) + dropped + left_out != len(self._hashes):
-            raise AssertionError(f"of {len(self._hashes)} conversations some were lost on the way to packing")
+        left_out = np.setdiff1d(training, chosen)
+        rows = self._rows
+        self._ledger.stage("fit", rows(np.arange(len(self._source))), rows(usable), dropped=rows(dropped))
+        self._ledger.stage("hold out", rows(usable), rows(training), held_out=rows(kept_out))
+        self._ledger.stage("mix", rows(training), rows(np.unique(chosen)), left_out_by_mixture=rows(left_out))
         train, evaluation = self._write(chosen, "train"), self._write(kept_out, "held_out")
         corpus = {key: value for key, value in self._corpus.manifest.items() if key != "hash"}
         return {
             "corpus": self._corpus.manifest["hash"],
             **corpus,
+            "accounting": corpus["accounting"] + self._ledger.stages,
             "held_out": [
                 {
                     "category": name,
@@ -137,11 +145,14 @@ class _Packer:
             "packing": {
                 **self._describe_packing(train),
                 "truncated": int(self._is_long[chosen].sum()),
-                "dropped": dropped,
-                "left_out_by_mixture": left_out,
+                "dropped": len(dropped),
+                "left_out_by_mixture": len(left_out),
             },
             "versions": {package: version(package) for package in _VERSIONS},
         }
+
+    def _rows(self, chosen: np.ndarray) -> RowCounts:
+        return Counter(self._source[chosen].tolist())
 
     def _hold_out(self, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The conversations to train on, and those kept from training."""

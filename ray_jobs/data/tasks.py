@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ray_jobs.data.accounting import Counted
 from ray_jobs.data.formats import Conversation, RowReader, Turn
 from ray_jobs.data.minhash import band_keys
 from ray_jobs.data.normalise import Row, batches, normalised, with_system_prompt
@@ -91,18 +92,21 @@ def read_file(batch: pa.Table, data: DataSpec, conversations_url: str, rejected_
     file = SourceFile(**item)
     source = data.sources[file.source]
     reader = RowReader(source.form, source.replace)
-    position = 0
+    position, num_lines = 0, 0
+    raw_rows = Counted(read_rows(file, reader.columns))
     with (
         parquet_writer(part_url(conversations_url, number), CONVERSATION_SCHEMA) as writer,
         optional_parquet_writer(part_url(rejected_url, number), REJECTED_SCHEMA) as reject,
     ):
-        for rows in batches(normalised(read_rows(file, reader.columns), reader), _BATCH):
+        for rows in batches(normalised(raw_rows, reader), _BATCH):
             good = [row for row in rows if row.reason is None]
             bad = [row for row in rows if row.reason is not None]
             writer.write_table(_conversation_table(good))
             reject(_rejected_table(source.name, file.url, bad))
             yield _keys(number, position, good, bad, data.dedup)
-            position += len(good)
+            position, num_lines = position + len(good), num_lines + len(good) + len(bad)
+    if num_lines != raw_rows.count:
+        raise AssertionError(f"{raw_rows.count} rows of {file.url} were read, {num_lines} came out")
 
 
 def _keys(file: int, first_position: int, good: Sequence[Row], bad: Sequence[Row], dedup: DedupSpec | None) -> pa.Table:

@@ -13,6 +13,16 @@ _BARS = "▁▂▃▄▅▆▇█"
 _CURVE_WIDTH = 60
 _ANSWER_CHARS = 240
 _SKIPPED_SHOWN = 5
+_COUNT_TITLES = {
+    "rows_read": "rows",
+    "rows_rejected": "malformed",
+    "rows_over_cap": "over cap",
+    "exact_duplicates": "exact dup.",
+    "near_duplicates": "near dup.",
+    "rows_kept": "kept",
+}
+_RARE_COUNTS = ("rows_over_cap",)
+"""Columns for those whom they concern."""
 
 
 def print_report(report: dict[str, Any], console: Console) -> None:
@@ -49,9 +59,10 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _sources(data: dict[str, Any]) -> Table:
-    table = _table("\nWhat came in", "source", "category", "rows", "malformed", "exact dup.", "near dup.", "kept")
+    rare = [name for name in _RARE_COUNTS if any(source[name] for source in data["sources"])]
+    counts = ["rows_read", "rows_rejected", *rare, "exact_duplicates", "near_duplicates", "rows_kept"]
+    table = _table("\nWhat came in", "source", "category", *(_COUNT_TITLES[name] for name in counts))
     for source in data["sources"]:
-        counts = ("rows_read", "rows_rejected", "exact_duplicates", "near_duplicates", "rows_kept")
         table.add_row(source["name"], source["category"], *(f"{source[count]:,}" for count in counts))
     return table
 

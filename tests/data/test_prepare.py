@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import itertools
 import json
 import logging
 import shutil
@@ -18,10 +19,11 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from ray_jobs.data.corpus_builder import CorpusBuilder
+from ray_jobs.data.corpus_builder import CorpusBuilder, _FileTask
 from ray_jobs.data.packed_rows import PackedRow, PackedRows
 from ray_jobs.data.parquet_files import read_parquet
 from ray_jobs.data.prepare import PreparedData, prepare
+from ray_jobs.data.tasks import INDEX_SCHEMA, tokenise_file
 from service.errors import BadRowError, ConflictError, EmptyDataError, InvalidSpecError, SourceNotFoundError
 from service.spec.job import JobSpec
 
@@ -140,6 +142,12 @@ def test_every_row_is_accounted_for_and_the_manifest_tells_what_lies_there(
     ]
     train, held_out = rows_of(prepared, "train"), rows_of(prepared, "held_out")
     packing = manifest["packing"]
+    stages = manifest["accounting"]
+    assert [line["stage"] for line in stages] == ["read", "cap", "deduplicate", "tokenise", "fit", "hold out", "mix"]
+    assert stages[0]["rows_in"] == 150
+    assert stages[-1]["rows_out"] == packing["documents"]
+    for before, after in itertools.pairwise(stages):
+        assert before["rows_out"] == after["rows_in"] == before["rows_in"] - sum(before["gone"].values())
     assert packing["rows"] == len(train)
     assert packing["tokens"] == sum(len(row.tokens) for row in train)
     assert packing["trained_tokens"] == sum(int(row.trained.sum()) for row in train)
@@ -270,6 +278,19 @@ def test_text_of_one_part_at_a_time_is_read_for_the_tokenizer(
     run(document, tmp_path / "prepared")
     assert len(parts) == 3, "each part is read once"
     assert max(alive) <= 2, "the one that is read and the one before it"
+
+
+def test_a_row_that_a_task_loses_stops_the_run(
+    document: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def losing(batch: pa.Table, **kwargs: Any) -> Iterator[pa.Table]:
+        for table in tokenise_file(batch, **kwargs):
+            yield table.slice(1)
+
+    monkeypatch.setattr("ray_jobs.data.corpus_builder._TOKENISE", _FileTask("tokenise", losing, INDEX_SCHEMA))
+    with pytest.raises(AssertionError, match="stage 'tokenise' lost rows of source 'snippets'"):
+        run(document, tmp_path / "prepared")
+    assert list((tmp_path / "prepared").rglob("manifest.json")) == []
 
 
 def test_the_driver_reads_text_of_duplicate_candidates_only(
