@@ -5,6 +5,7 @@
     corpus-<hash>/tokenizer/                          Hugging Face tokenizer with chat template
     corpus-<hash>/index.parquet                       one line per tokenised conversation
     corpus-<hash>/rejected/part-<file>.parquet        rows that are no conversation: source, file, row, reason, excerpt
+    corpus-<hash>/contaminated/part-<file>.parquet    rows that overlap with a benchmark: where, which, the words shared
     corpus-<hash>/manifest.json                       written last: it makes the directory whole
 
 The hash is of what the files hold, not of where they lie: moved or copied data is not prepared again. A directory
@@ -22,17 +23,23 @@ import pyarrow as pa
 import ray
 from fsspec.core import url_to_fs
 
+from ray_jobs.data.benchmarks import FIELD as BENCHMARKS_FIELD
+from ray_jobs.data.benchmarks import benchmark_texts, find_benchmark_files
 from ray_jobs.data.corpus_builder import INDEX_FILE, CorpusBuilder, ProgressCallback
+from ray_jobs.data.decontaminate import NgramIndex
 from ray_jobs.data.parquet_files import read_parquet
 from ray_jobs.data.sources import SourceFile, digest, find_files
 from ray_jobs.data.tokenizer_files import tokenizer_identity
 from ray_jobs.run_directory import write_file
 from service.errors import ConflictError
+from service.spec.data import DecontaminateSpec
 from service.spec.job import JobSpec
 
 FORMAT_VERSION = 4
 """Raised when this code would make other data of the same sources."""
 MANIFEST_FILE = "manifest.json"
+_PLACE = {"uri", "format", "header"}
+"""What of a source only leads to its files."""
 
 
 @dataclass(frozen=True)
@@ -63,25 +70,34 @@ def prepare_corpus(spec: JobSpec, prepared_url: str, progress: ProgressCallback)
         progress: told how far it is.
 
     Raises:
-        SourceNotFoundError: a source or the tokenizer is not there.
+        SourceNotFoundError: a source, a benchmark or the tokenizer is not there.
         InvalidSpecError: a file's format is unknown, its filesystem needs a package that is missing, or the tokenizer
             lacks a token of the chat template or cannot render it as the data is.
-        BadRowError: a row is no conversation and the spec says `fail`.
+        BadRowError: a row is no conversation and the spec says `fail`, or a benchmark's row has no text.
         EmptyDataError: nothing is left.
-        ConflictError: a source or the tokenizer changed meanwhile.
+        ConflictError: a source, a benchmark or the tokenizer changed meanwhile.
     """
-    files = find_files(spec.data)
-    digests = _digests(files, "hash sources", progress)
-    identity = _identity(spec, files, digests)
+    files, benchmark_files = find_files(spec.data), find_benchmark_files(spec.data.decontaminate)
+    digests = _digests(files + benchmark_files, "hash sources", progress)
+    identity = _identity(spec, files, benchmark_files, digests)
     url = f"{prepared_url}/corpus-{identity}"
     if (manifest := read_manifest(url)) is not None:
         return Corpus(url, manifest, reused=True)
-    manifest = {"hash": identity, **CorpusBuilder(spec, files, url, progress).build()}
-    _require_same(files, digests, _digests(files, "hash sources again", progress))
-    if _identity(spec, files, digests) != identity:
+    builder = CorpusBuilder(spec, files, _ngram_index(spec.data.decontaminate, benchmark_files), url, progress)
+    manifest = {"hash": identity, **builder.build()}
+    again = _digests(files + benchmark_files, "hash sources again", progress)
+    split = len(files)
+    _require_same(files, digests[:split], again[:split], "data.sources")
+    _require_same(benchmark_files, digests[split:], again[split:], BENCHMARKS_FIELD)
+    if _identity(spec, files, benchmark_files, digests) != identity:
         raise ConflictError("the tokenizer changed while it was read: start again", "model.tokenizer")
     write_manifest(url, manifest)
     return Corpus(url, manifest, reused=False)
+
+
+def _ngram_index(spec: DecontaminateSpec | None, files: list[SourceFile]) -> NgramIndex | None:
+    """What the read tasks look for; it holds a few bytes a word of the benchmarks, whose text passes through here."""
+    return None if spec is None else NgramIndex(benchmark_texts(spec, files), spec.ngram_words)
 
 
 def read_manifest(url: str) -> dict[str, Any] | None:
@@ -98,25 +114,33 @@ def write_manifest(url: str, manifest: dict[str, Any]) -> None:
     write_file(f"{url}/{MANIFEST_FILE}", json.dumps(manifest, indent=2, allow_nan=False).encode())
 
 
-def _identity(spec: JobSpec, files: list[SourceFile], digests: list[str]) -> str:
-    """Hash of all that decides the corpus: contents, forms, deduplication, tokenizer, and this code's version."""
+def _identity(spec: JobSpec, files: list[SourceFile], benchmark_files: list[SourceFile], digests: list[str]) -> str:
+    """Hash of all that decides the corpus: contents, forms, what is removed, tokenizer, and this code's version."""
+    data, split = spec.data, len(files)
     document = {
         "version": FORMAT_VERSION,
-        "files": [
-            [file.source, file.format, file.header, content] for file, content in zip(files, digests, strict=True)
+        "files": _contents(files, digests[:split]),
+        "sources": [source.model_dump(exclude=_PLACE) for source in data.sources],
+        "on_bad_row": data.on_bad_row,
+        "decontaminate": None if data.decontaminate is None else data.decontaminate.ngram_words,
+        "benchmark_files": _contents(benchmark_files, digests[split:]),
+        "benchmarks": [
+            b.model_dump(exclude=_PLACE) for b in (data.decontaminate.against if data.decontaminate else ())
         ],
-        "sources": [source.model_dump(exclude={"uri", "format", "header"}) for source in spec.data.sources],
-        "on_bad_row": spec.data.on_bad_row,
-        "dedup": spec.data.dedup.model_dump() if spec.data.dedup else None,
+        "dedup": data.dedup.model_dump() if data.dedup else None,
         "tokenizer": tokenizer_identity(spec.model),
     }
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _require_same(files: list[SourceFile], before: list[str], after: list[str]) -> None:
+def _contents(files: list[SourceFile], digests: list[str]) -> list[list[Any]]:
+    return [[file.source, file.format, file.header, content] for file, content in zip(files, digests, strict=True)]
+
+
+def _require_same(files: list[SourceFile], before: list[str], after: list[str], field: str) -> None:
     for file, old, new in zip(files, before, after, strict=True):
         if old != new:
-            raise ConflictError(f"{file.url} changed while it was read: start again", f"data.sources.{file.source}.uri")
+            raise ConflictError(f"{file.url} changed while it was read: start again", f"{field}.{file.source}.uri")
 
 
 @ray.remote  # type: ignore[untyped-decorator]

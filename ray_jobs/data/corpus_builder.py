@@ -19,14 +19,19 @@ import pyarrow.compute as pc
 import ray.data
 
 from ray_jobs.data.accounting import Ledger, RowCounts
+from ray_jobs.data.decontaminate import NgramIndex
 from ray_jobs.data.dedup import Duplicate, candidates, find_duplicates
 from ray_jobs.data.minhash import jaccard, shingles
 from ray_jobs.data.mixture import within_cap
 from ray_jobs.data.parquet_files import parquet_writer, read_parquet
 from ray_jobs.data.sources import SourceFile
 from ray_jobs.data.tasks import (
+    CONTAMINATED,
+    CONVERSATIONS,
     INDEX_SCHEMA,
     KEY_SCHEMA,
+    REJECTED,
+    TOKENIZER,
     conversation_text,
     part_url,
     read_conversations,
@@ -38,8 +43,7 @@ from service.errors import BadRowError, EmptyDataError
 from service.spec.job import JobSpec
 
 INDEX_FILE = "index.parquet"
-REJECTED_DIRECTORY = "rejected"
-_MAX_REJECTED_SHOWN = 20
+_MAX_ROWS_SHOWN = 20
 _MAX_DUPLICATES_SHOWN = 5
 _MAX_CHARS_SHOWN = 160
 
@@ -62,18 +66,22 @@ _TOKENISE = _FileTask("tokenise", tokenise_file, INDEX_SCHEMA)
 class CorpusBuilder:
     """Builds one corpus directory."""
 
-    def __init__(self, spec: JobSpec, files: list[SourceFile], url: str, progress: ProgressCallback) -> None:
-        self._spec, self._files, self._url, self._progress = spec, files, url, progress
-        self._conversations_url = f"{url}/conversations"
+    def __init__(
+        self,
+        spec: JobSpec,
+        files: list[SourceFile],
+        benchmarks: NgramIndex | None,
+        url: str,
+        progress: ProgressCallback,
+    ) -> None:
+        self._spec, self._files, self._benchmarks, self._url, self._progress = spec, files, benchmarks, url, progress
         self._ledger = Ledger([source.name for source in spec.data.sources])
         self._counts: dict[str, RowCounts] = {}
+        self._rejected: list[dict[str, Any]] = []
 
     def build(self) -> dict[str, Any]:
         """Do all stages; returns the manifest without its hash."""
         lines = self._read()
-        rejected = self._rejected(lines)
-        if rejected and self._spec.data.on_bad_row == "fail":
-            raise self._bad_rows(rejected, pc.sum(pc.is_null(lines["position"])).as_py())
         keys = self._cap(lines.filter(pc.is_valid(lines["position"])))
         duplicates = self._find_duplicates(keys)
         kept = self._without(keys, duplicates)
@@ -82,8 +90,9 @@ class CorpusBuilder:
         return {
             "sources": self._describe_sources(),
             "accounting": self._ledger.stages,
-            "rejected_rows": rejected,
-            "rejected_rows_url": f"{self._url}/{REJECTED_DIRECTORY}",
+            "rejected_rows": self._rejected,
+            "rejected_rows_url": f"{self._url}/{REJECTED}",
+            "decontamination": self._decontamination(lines),
             "dedup_examples": self._show(keys, duplicates),
         }
 
@@ -95,13 +104,22 @@ class CorpusBuilder:
             items,
             None,
             data=self._spec.data,
-            conversations_url=self._conversations_url,
-            rejected_url=f"{self._url}/{REJECTED_DIRECTORY}",
+            benchmarks=self._benchmarks,
+            corpus_url=self._url,
         )
         table = table.sort_by([("file", "ascending"), ("row", "ascending")])
-        is_good = pc.is_valid(table["position"])
-        bad = self._rows(table.filter(pc.invert(is_good)))
-        self._enter("read", self._rows(table), self._rows(table.filter(is_good)), rows_rejected=bad)
+        is_good, is_contaminated = pc.is_valid(table["position"]), table["is_contaminated"]
+        bad = table.filter(pc.invert(pc.or_(is_good, is_contaminated)))
+        self._rejected = self._first_lines(bad, REJECTED)
+        if self._rejected and self._spec.data.on_bad_row == "fail":
+            raise self._bad_rows(self._rejected, len(bad))
+        self._enter(
+            "read",
+            self._rows(table),
+            self._rows(table.filter(is_good)),
+            rows_rejected=self._rows(bad),
+            rows_contaminated=self._rows(table.filter(is_contaminated)),
+        )
         return table
 
     def _enter(self, stage: str, rows_in: RowCounts, on: RowCounts, **gone: RowCounts) -> None:
@@ -109,16 +127,33 @@ class CorpusBuilder:
         before = {name: rows for name, rows in self._counts.items() if name != "rows_kept"}
         self._counts = {"rows_read": rows_in} | before | gone | {"rows_kept": on}
 
-    def _rejected(self, lines: pa.Table) -> list[dict[str, Any]]:
-        """The first rows that are no conversation; the parts hold them all."""
-        rejected: list[dict[str, Any]] = []
-        bad_files = lines.filter(pc.is_null(lines["position"]))["file"].to_pylist()
-        for file in dict.fromkeys(bad_files):
-            part = read_parquet(part_url(f"{self._url}/{REJECTED_DIRECTORY}", file))
-            rejected += part.slice(0, _MAX_REJECTED_SHOWN - len(rejected)).to_pylist()
-            if len(rejected) == _MAX_REJECTED_SHOWN:
+    def _first_lines(self, keys: pa.Table, directory: str) -> list[dict[str, Any]]:
+        """The first lines of the parts that tell of these keys' rows."""
+        lines: list[dict[str, Any]] = []
+        for file in dict.fromkeys(keys["file"].to_pylist()):
+            part = read_parquet(part_url(f"{self._url}/{directory}", file))
+            lines += part.slice(0, _MAX_ROWS_SHOWN - len(lines)).to_pylist()
+            if len(lines) == _MAX_ROWS_SHOWN:
                 break
-        return rejected
+        return lines
+
+    def _decontamination(self, lines: pa.Table) -> dict[str, Any] | None:
+        spec, index = self._spec.data.decontaminate, self._benchmarks
+        if spec is None or index is None:
+            return None
+        contaminated = lines.filter(lines["is_contaminated"])
+        rows: Counter[str] = Counter()
+        for file in dict.fromkeys(contaminated["file"].to_pylist()):
+            part = read_parquet(part_url(f"{self._url}/{CONTAMINATED}", file), ["benchmark"])
+            rows.update(part["benchmark"].to_pylist())
+        return {
+            "ngram_words": spec.ngram_words,
+            "ngrams": index.num_ngrams,
+            "short_texts": index.num_short_texts,
+            "benchmarks": [{"name": benchmark.name, "rows": rows[benchmark.name]} for benchmark in spec.against],
+            "rows": self._first_lines(contaminated, CONTAMINATED),
+            "rows_url": f"{self._url}/{CONTAMINATED}",
+        }
 
     def _cap(self, keys: pa.Table) -> pa.Table:
         """Keys of what the sources' `max_rows` let in."""
@@ -199,7 +234,7 @@ class CorpusBuilder:
     def _make_tokenizer(self, keys: pa.Table, kept: np.ndarray) -> None:
         self._progress("tokenizer", 0, 1, "tokenizers")
         texts = (text for _, text in self._read_texts(keys, np.flatnonzero(kept).tolist()))
-        make_tokenizer(self._spec.model, texts, f"{self._url}/tokenizer")
+        make_tokenizer(self._spec.model, texts, f"{self._url}/{TOKENIZER}")
         self._progress("tokenizer", 1, 1, "tokenizers")
 
     def _tokenise(self, keys: pa.Table, kept: np.ndarray) -> None:
@@ -215,9 +250,7 @@ class CorpusBuilder:
             items,
             len(kept_keys),
             data=self._spec.data,
-            conversations_url=self._conversations_url,
-            tokenised_url=f"{self._url}/tokenised",
-            tokenizer_url=f"{self._url}/tokenizer",
+            corpus_url=self._url,
         )
         index = index.sort_by([("file", "ascending"), ("position", "ascending")])
         self._enter("tokenise", self._rows(kept_keys), Counter(index["source"].to_pylist()))
@@ -260,7 +293,7 @@ class CorpusBuilder:
         places = keys.select(["file", "position"]).take(pa.array(indices, pa.int64())).to_pydict()
         lines = zip(indices, places["file"], places["position"], strict=True)
         for file, mine in groupby(lines, key=lambda line: line[1]):
-            part = read_parquet(part_url(self._conversations_url, file), ["roles", "contents"])
+            part = read_parquet(part_url(f"{self._url}/{CONVERSATIONS}", file), ["roles", "contents"])
             for index, _, position in mine:
                 [conversation] = read_conversations(part.slice(position, 1))
                 yield index, conversation_text(conversation)

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_jobs.data.accounting import Counted
+from ray_jobs.data.decontaminate import NgramIndex, Overlap
 from ray_jobs.data.formats import Conversation, RowReader, Turn
 from ray_jobs.data.minhash import band_keys
 from ray_jobs.data.normalise import Row, batches, normalised, with_system_prompt
@@ -25,6 +26,9 @@ from ray_jobs.data.tokenise import ChatTokenizer
 from ray_jobs.run_directory import local_directory
 from service.spec.data import DataSpec, DedupSpec
 
+CONVERSATIONS, REJECTED, CONTAMINATED, TOKENISED = "conversations", "rejected", "contaminated", "tokenised"
+TOKENIZER = "tokenizer"
+"""Directories of a corpus."""
 _BATCH = 512
 """Conversations handled at once: bounds a task's memory."""
 
@@ -40,12 +44,24 @@ REJECTED_SCHEMA = pa.schema(
         ("excerpt", pa.string()),
     ]
 )
+CONTAMINATED_SCHEMA = pa.schema(
+    [
+        ("source", pa.string()),
+        ("file", pa.string()),
+        ("row", pa.int64()),
+        ("benchmark", pa.string()),
+        ("benchmark_file", pa.string()),
+        ("benchmark_row", pa.int64()),
+        ("words", pa.string()),
+    ]
+)
 TOKENISED_SCHEMA = pa.schema([("tokens", pa.list_(pa.int32())), ("trained", pa.list_(pa.bool_()))])
 KEY_SCHEMA = pa.schema(
     [
         ("file", pa.int32()),
         ("row", pa.int64()),
         ("position", pa.int64()),
+        ("is_contaminated", pa.bool_()),
         ("content_hash", pa.binary()),
         ("completion_chars", pa.int64()),
         ("band_keys", pa.binary()),
@@ -73,19 +89,24 @@ def conversation_text(conversation: Conversation) -> str:
     return "\n".join(turn.content for turn in conversation)
 
 
-def read_file(batch: pa.Table, data: DataSpec, conversations_url: str, rejected_url: str) -> Iterator[pa.Table]:
-    """Read, normalise and sign one raw file.
+def read_file(
+    batch: pa.Table,
+    data: DataSpec,
+    benchmarks: NgramIndex | None,
+    corpus_url: str,
+) -> Iterator[pa.Table]:
+    """Read, normalise, decontaminate and sign one raw file.
 
     Args:
         batch: one line: `file` and the fields of a `SourceFile`.
         data: the spec.
-        conversations_url: directory of the conversation parts.
-        rejected_url: directory of the parts of rows that are no conversation, of `REJECTED_SCHEMA`; a file without any
-            has no part.
+        benchmarks: what must not be trained on, if anything.
+        corpus_url: whose parts to write: of conversations; of rows that are no conversation; and of those that overlap
+            with a benchmark, one line for each benchmark that a row meets. The latter two only where there are such.
 
     Yields:
         Tables of `KEY_SCHEMA`, one line per raw row; `position` is the conversation's place in the part, and null for a
-        row that is no conversation.
+        row that is no conversation, or is contaminated.
     """
     [item] = batch.to_pylist()
     number = item.pop("file")
@@ -95,21 +116,34 @@ def read_file(batch: pa.Table, data: DataSpec, conversations_url: str, rejected_
     position, num_lines = 0, 0
     raw_rows = Counted(read_rows(file, reader.columns))
     with (
-        parquet_writer(part_url(conversations_url, number), CONVERSATION_SCHEMA) as writer,
-        optional_parquet_writer(part_url(rejected_url, number), REJECTED_SCHEMA) as reject,
+        parquet_writer(part_url(f"{corpus_url}/{CONVERSATIONS}", number), CONVERSATION_SCHEMA) as writer,
+        optional_parquet_writer(part_url(f"{corpus_url}/{REJECTED}", number), REJECTED_SCHEMA) as reject,
+        optional_parquet_writer(part_url(f"{corpus_url}/{CONTAMINATED}", number), CONTAMINATED_SCHEMA) as report,
     ):
         for rows in batches(normalised(raw_rows, reader), _BATCH):
-            good = [row for row in rows if row.reason is None]
             bad = [row for row in rows if row.reason is not None]
+            good, contaminated = _split([row for row in rows if row.reason is None], benchmarks)
             writer.write_table(_conversation_table(good))
             reject(_rejected_table(source.name, file.url, bad))
-            yield _keys(number, position, good, bad, data.dedup)
-            position, num_lines = position + len(good), num_lines + len(good) + len(bad)
+            report(_contaminated_table(source.name, file.url, contaminated))
+            gone = [(row, False) for row in bad] + [(row, True) for row, _ in contaminated]
+            yield _keys(number, position, good, gone, data.dedup)
+            position, num_lines = position + len(good), num_lines + len(good) + len(gone)
     if num_lines != raw_rows.count:
         raise AssertionError(f"{raw_rows.count} rows of {file.url} were read, {num_lines} came out")
 
 
-def _keys(file: int, first_position: int, good: Sequence[Row], bad: Sequence[Row], dedup: DedupSpec | None) -> pa.Table:
+def _split(rows: Sequence[Row], benchmarks: NgramIndex | None) -> tuple[Sequence[Row], list[tuple[Row, list[Overlap]]]]:
+    """The clean rows, and the others with their overlaps."""
+    if benchmarks is None:
+        return rows, []
+    pairs = list(zip(rows, benchmarks.find([row.conversation for row in rows]), strict=True))
+    return [row for row, overlaps in pairs if not overlaps], [(row, overlaps) for row, overlaps in pairs if overlaps]
+
+
+def _keys(
+    file: int, first_position: int, good: Sequence[Row], gone: Sequence[tuple[Row, bool]], dedup: DedupSpec | None
+) -> pa.Table:
     bands: list[bytes | None] = [None] * len(good)
     if dedup is not None and good:
         bands = [keys.tobytes() for keys in band_keys([conversation_text(row.conversation) for row in good], dedup)]
@@ -119,12 +153,13 @@ def _keys(file: int, first_position: int, good: Sequence[Row], bad: Sequence[Row
             "row": row.number,
             "position": position,
             "content_hash": _content_hash(row.conversation),
+            "is_contaminated": False,
             "completion_chars": sum(len(turn.content) for turn in row.conversation if turn.role == "assistant"),
             "band_keys": band,
         }
         for position, (row, band) in enumerate(zip(good, bands, strict=True), first_position)
     ]
-    lines += [{"file": file, "row": row.number} for row in bad]
+    lines += [{"file": file, "row": row.number, "is_contaminated": is_contaminated} for row, is_contaminated in gone]
     return pa.Table.from_pylist(lines, schema=KEY_SCHEMA)
 
 
@@ -151,6 +186,23 @@ def _rejected_table(source: str, url: str, rows: Sequence[Row]) -> pa.Table:
     return pa.Table.from_pylist(lines, schema=REJECTED_SCHEMA)
 
 
+def _contaminated_table(source: str, url: str, rows: Sequence[tuple[Row, list[Overlap]]]) -> pa.Table:
+    lines = [
+        {
+            "source": source,
+            "file": url,
+            "row": row.number,
+            "benchmark": overlap.benchmark,
+            "benchmark_file": overlap.file,
+            "benchmark_row": overlap.row,
+            "words": overlap.words,
+        }
+        for row, overlaps in rows
+        for overlap in overlaps
+    ]
+    return pa.Table.from_pylist(lines, schema=CONTAMINATED_SCHEMA)
+
+
 def read_conversations(table: pa.Table) -> list[Conversation]:
     """Conversations of a part's table."""
     return [
@@ -159,9 +211,7 @@ def read_conversations(table: pa.Table) -> list[Conversation]:
     ]
 
 
-def tokenise_file(
-    batch: pa.Table, data: DataSpec, conversations_url: str, tokenised_url: str, tokenizer_url: str
-) -> Iterator[pa.Table]:
+def tokenise_file(batch: pa.Table, data: DataSpec, corpus_url: str) -> Iterator[pa.Table]:
     """Render and tokenise the kept conversations of one part.
 
     A source's system prompt comes in here, behind deduplication: it would make short conversations near-duplicates.
@@ -169,20 +219,18 @@ def tokenise_file(
     Args:
         batch: one line: `file`, `source`, `kept` (positions), `content_hashes` (of the kept).
         data: the spec.
-        conversations_url: directory of the conversation parts.
-        tokenised_url: directory to write to.
-        tokenizer_url: of a Hugging Face tokenizer.
+        corpus_url: whose conversation parts and tokenizer to read, and whose tokenised parts to write.
 
     Yields:
         Tables of `INDEX_SCHEMA`, one line per kept conversation.
     """
     [item] = batch.to_pylist()
     system_prompt = data.sources[item["source"]].system_prompt
-    kept = read_parquet(part_url(conversations_url, item["file"])).take(item["kept"])
+    kept = read_parquet(part_url(f"{corpus_url}/{CONVERSATIONS}", item["file"])).take(item["kept"])
     position = 0
     with (
-        local_directory(tokenizer_url) as tokenizer_directory,
-        parquet_writer(part_url(tokenised_url, item["file"]), TOKENISED_SCHEMA) as writer,
+        local_directory(f"{corpus_url}/{TOKENIZER}") as tokenizer_directory,
+        parquet_writer(part_url(f"{corpus_url}/{TOKENISED}", item["file"]), TOKENISED_SCHEMA) as writer,
     ):
         tokenizer = ChatTokenizer(Path(tokenizer_directory))
         for start in range(0, kept.num_rows, _BATCH):

@@ -16,12 +16,13 @@ _SKIPPED_SHOWN = 5
 _COUNT_TITLES = {
     "rows_read": "rows",
     "rows_rejected": "malformed",
+    "rows_contaminated": "contaminated",
     "rows_over_cap": "over cap",
     "exact_duplicates": "exact dup.",
     "near_duplicates": "near dup.",
     "rows_kept": "kept",
 }
-_RARE_COUNTS = ("rows_over_cap",)
+_RARE_COUNTS = ("rows_contaminated", "rows_over_cap")
 """Columns for those whom they concern."""
 
 

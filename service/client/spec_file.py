@@ -58,8 +58,7 @@ def _parse(path: Path) -> Any:
 
 def _make_absolute(document: dict[str, Any], directory: Path) -> None:
     data, model = document.get("data"), document.get("model")
-    sources = data.get("sources") if isinstance(data, dict) else None
-    for source in sources if isinstance(sources, list) else []:
+    for source in _list_in(data, "sources") + _list_in(_in(data, "decontaminate"), "against"):
         _join(source, "uri", directory)
     if isinstance(model, dict):
         _join(model, "base", directory)
@@ -67,7 +66,16 @@ def _make_absolute(document: dict[str, Any], directory: Path) -> None:
         _join(model.get("tokenizer"), "path", directory)
 
 
+def _in(holder: Any, key: str) -> Any:
+    return holder.get(key) if isinstance(holder, dict) else None
+
+
+def _list_in(holder: Any, key: str) -> list[Any]:
+    value = _in(holder, key)
+    return value if isinstance(value, list) else []
+
+
 def _join(holder: Any, key: str, directory: Path) -> None:
-    value = holder.get(key) if isinstance(holder, dict) else None
+    value = _in(holder, key)
     if isinstance(value, str) and "://" not in value and not value.startswith("/"):
         holder[key] = str(directory / value)

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from service.spec.base import SpecModel, conflict
-from service.spec.source import SourceSpec
+from service.spec.source import BenchmarkSpec, SourceSpec
 
 
 class DedupSpec(SpecModel):
@@ -21,6 +21,29 @@ class DedupSpec(SpecModel):
     """Words in a shingle."""
 
 
+class DecontaminateSpec(SpecModel):
+    """Removal of conversations that share text with an evaluation set."""
+
+    ngram_words: int = Field(default=13, ge=5, le=50)
+    """Words in a row that make an overlap, wherever they stand in a turn. A benchmark's text of fewer words is matched
+    whole: by a user's turn that holds these words and no others. An assistant's text of fewer words matches nothing."""
+    against: tuple[BenchmarkSpec, ...]
+    """Evaluation sets; a malformed row in one stops the job."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DecontaminateSpec:
+        if not self.against:
+            raise conflict("against", "give at least one")
+        _require_unique([benchmark.name for benchmark in self.against], "against", "benchmarks")
+        return self
+
+
+def _require_unique(names: list[str], field: str, things: str) -> None:
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise conflict(f"{field}.{index}.name", f"two {things} are named {name!r}")
+
+
 class DataSpec(SpecModel):
     """Raw data and the way to packed rows."""
 
@@ -29,6 +52,8 @@ class DataSpec(SpecModel):
     on_bad_row: Literal["fail", "skip"] = "fail"
     """A malformed row stops the job, or is left out, counted and listed with its place and the reason. A conversation
     of more than 4,194,304 characters is malformed, too."""
+    decontaminate: DecontaminateSpec | None = None
+    """Removal of what overlaps with evaluation sets, before deduplication; null removes nothing."""
     dedup: DedupSpec | None = DedupSpec()
     """Deduplication; null keeps every row."""
     mixture: dict[str, float] | None = None
@@ -45,10 +70,7 @@ class DataSpec(SpecModel):
     def _consistent(self) -> DataSpec:
         if not self.sources:
             raise conflict("sources", "give at least one")
-        names = [source.name for source in self.sources]
-        for index, name in enumerate(names):
-            if name in names[:index]:
-                raise conflict(f"sources.{index}.name", f"two sources are named {name!r}")
+        _require_unique([source.name for source in self.sources], "sources", "sources")
         if self.mixture is not None:
             categories = {source.category for source in self.sources}
             if unknown := sorted(set(self.mixture) - categories):

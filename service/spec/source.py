@@ -78,6 +78,14 @@ class TurnsForm(SpecModel):
         return self
 
 
+class TextsForm(SpecModel):
+    """A benchmark's row holds texts to look for, and no conversation need come of them."""
+
+    kind: Literal["texts"]
+    columns: tuple[ColumnName, ...] = Field(min_length=1)
+    """Columns with a text, or with a list of texts."""
+
+
 def _form_tag(form: Any) -> str | None:
     if isinstance(form, str):
         return "named"
@@ -119,6 +127,21 @@ class FileSet(SpecModel):
         if self.header is not None and self.format not in (None, "csv", "tsv"):
             raise conflict("header", f"a {self.format} file names its columns itself")
         return self
+
+
+class BenchmarkSpec(FileSet):
+    """An evaluation set that must not be trained on."""
+
+    name: Name
+    """Unique among the benchmarks; counts speak of it."""
+    form: Annotated[
+        Annotated[NamedForm, Tag("named")]
+        | Annotated[ColumnsForm, Tag("columns")]
+        | Annotated[TurnsForm, Tag("turns")]
+        | Annotated[TextsForm, Tag("texts")],
+        Discriminator(_form_tag),
+    ]
+    """How a row holds its texts: as a source's row does, or in columns (`kind: texts`)."""
 
 
 class SourceSpec(FileSet):

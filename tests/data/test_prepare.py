@@ -392,6 +392,43 @@ def test_every_kind_of_malformed_input_ends_as_a_listed_row(document: dict[str, 
     assert prepared.manifest["packing"]["documents"] - clean.manifest["packing"]["documents"] in (0, 1)
 
 
+def test_what_overlaps_with_a_benchmark_is_removed_before_its_duplicates_are(
+    document: dict[str, Any], tmp_path: Path
+) -> None:
+    """Rows 20 to 29 have near copies; those of row 20 and its copy share 13 words with the benchmark, row 21's 12."""
+    rows = [json.loads(line) for line in (tmp_path / "code-0.jsonl").read_text().splitlines()]
+    for name, row, size in (("first", 20, 13), ("second", 20, 40), ("none", 21, 12)):
+        words = rows[row]["completion"].split()
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"text": " ".join(["other", *words[5 : 5 + size], "words"])}])
+    form = {"kind": "texts", "columns": ["text"]}
+    document["data"]["decontaminate"] = {
+        "against": [
+            {"name": name, "uri": f"{tmp_path}/{name}.jsonl", "form": form} for name in ("first", "second", "none")
+        ]
+    }
+    prepared = run(document, tmp_path / "prepared")
+    source = prepared.manifest["sources"][0]
+    counts = ("rows_contaminated", "exact_duplicates", "near_duplicates", "rows_kept")
+    assert [source[name] for name in counts] == [2, 20, 9, 59]
+    told = prepared.manifest["decontamination"]
+    assert told["benchmarks"] == [{"name": name, "rows": 2 * (name != "none")} for name in ("first", "second", "none")]
+    listed = pq.read_table(told["rows_url"]).to_pylist()
+    assert told["rows"] == listed
+    assert [(row["file"][-12:], row["row"], row["benchmark"]) for row in listed] == [
+        (file, row, name) for file, row in (("code-0.jsonl", 21), ("code-1.jsonl", 21)) for name in ("first", "second")
+    ]
+    assert listed[0]["words"] == " ".join(rows[20]["completion"].split()[5:18])
+    assert (listed[0]["benchmark_file"], listed[0]["benchmark_row"]) == (f"file://{tmp_path}/first.jsonl", 1)
+    (tmp_path / "second.jsonl").write_text('{"text": "quite another"}\n')
+    again = run(document, tmp_path / "prepared")
+    assert not again.reused
+    assert again.manifest["decontamination"]["benchmarks"][1]["rows"] == 0
+    (tmp_path / "second.jsonl").write_text("{}\n")
+    with pytest.raises(BadRowError, match=r"second\.jsonl row 1") as caught:
+        run(document, tmp_path / "prepared")
+    assert caught.value.field == "data.decontaminate.against.1.uri"
+
+
 def test_a_cap_and_a_system_prompt_are_the_sources_own(document: dict[str, Any], tmp_path: Path) -> None:
     code, chat = document["data"]["sources"]
     document["data"]["sequence_length"] = 2048

@@ -13,6 +13,8 @@ from service.spec.job import JobSpec
 from tests.conftest import set_at
 
 ROOT = Path(__file__).parents[2]
+BENCHMARK = {"name": "b", "uri": "file:///b.jsonl", "form": {"kind": "texts", "columns": ["q"]}}
+TEXTS_COLUMNS = "data.decontaminate.against.0.form.columns"
 
 
 def test_defaults_are_the_recipe(job_document: dict[str, Any]) -> None:
@@ -64,6 +66,12 @@ def test_defaults_are_the_recipe(job_document: dict[str, Any]) -> None:
         ),
         ("data.sources.0.form", {"kind": "turns", "turns": "t", "roles": {"A": "user"}}, "data.sources.0.form.roles"),
         ("data.sources.0.header", [], "data.sources.0.header"),
+        ("data.sources.0.form", {"kind": "texts", "columns": ["a"]}, "data.sources.0.form"),
+        ("data.decontaminate", {"against": []}, "data.decontaminate.against"),
+        ("data.decontaminate", {"against": [BENCHMARK, BENCHMARK]}, "data.decontaminate.against.1.name"),
+        ("data.decontaminate", {"against": [BENCHMARK], "ngram_words": 4}, "data.decontaminate.ngram_words"),
+        ("data.decontaminate", {"against": [BENCHMARK | {"uri": "x"}]}, "data.decontaminate.against.0.uri"),
+        ("data.decontaminate", {"against": [BENCHMARK | {"form": {"kind": "texts", "columns": []}}]}, TEXTS_COLUMNS),
         ("data.sources.0.replace", {"": "x"}, "data.sources.0.replace"),
         ("data.sources.0.system_prompt", "", "data.sources.0.system_prompt"),
         ("data.sources.0.max_rows", 0, "data.sources.0.max_rows"),
@@ -134,9 +142,15 @@ def test_spec_files_resolve_paths_against_themselves(tmp_path: Path) -> None:
         category = "code"
         form = "alpaca"
         uri = "rows/*.jsonl"
+        [[data.decontaminate.against]]
+        name = "b"
+        form = "alpaca"
+        uri = "bench.jsonl"
         """
     )
     spec = load_spec(tmp_path / "job.toml")
+    assert spec.data.decontaminate is not None
+    assert spec.data.decontaminate.against[0].uri == f"file://{tmp_path}/bench.jsonl"
     assert spec.data.sources[0].uri == f"file://{tmp_path}/rows/*.jsonl"
     assert spec.model.base.model_dump() == {"kind": "checkpoint", "path": f"{tmp_path}/checkpoints/arctic"}
 
