@@ -38,8 +38,8 @@ from service.spec.job import JobSpec
 FORMAT_VERSION = 4
 """Raised when this code would make other data of the same sources."""
 MANIFEST_FILE = "manifest.json"
-_PLACE = {"uri", "format", "header"}
-"""What of a source only leads to its files."""
+_ELSEWHERE = {"uri", "format", "header", "weight", "epochs"}
+"""What of a source only leads to its files, or matters to the mixture alone."""
 
 
 @dataclass(frozen=True)
@@ -120,12 +120,12 @@ def _identity(spec: JobSpec, files: list[SourceFile], benchmark_files: list[Sour
     document = {
         "version": FORMAT_VERSION,
         "files": _contents(files, digests[:split]),
-        "sources": [source.model_dump(exclude=_PLACE) for source in data.sources],
+        "sources": [source.model_dump(exclude=_ELSEWHERE) for source in data.sources],
         "on_bad_row": data.on_bad_row,
         "decontaminate": None if data.decontaminate is None else data.decontaminate.ngram_words,
         "benchmark_files": _contents(benchmark_files, digests[split:]),
         "benchmarks": [
-            b.model_dump(exclude=_PLACE) for b in (data.decontaminate.against if data.decontaminate else ())
+            b.model_dump(exclude=_ELSEWHERE) for b in (data.decontaminate.against if data.decontaminate else ())
         ],
         "dedup": data.dedup.model_dump() if data.dedup else None,
         "tokenizer": tokenizer_identity(spec.model),

@@ -1,11 +1,14 @@
-"""Which conversations are held out, and which make up the mix. Pure functions of content, seed and proportions."""
+"""Which conversations are let in, held out, and make up the mix. Pure functions of content, seed and proportions."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
+
+from service.spec.mixture import CategoryShare
 
 _MIN_CONVERSATIONS_TO_HOLD_OUT = 20
 """Copies of one count once."""
@@ -62,31 +65,119 @@ def _lot(content_hash: bytes, seed: int) -> float:
     return int.from_bytes(digest[:8], "little") / 2**64
 
 
+class Candidates(NamedTuple):
+    """Conversations that a mixture is made of.
+
+    Attributes:
+        category: of each of N conversations, str [N].
+        source: of each, its place in the spec, int [N].
+        size: of each, as the mixture counts: its tokens, or 1; int [N].
+    """
+
+    category: np.ndarray
+    source: np.ndarray
+    size: np.ndarray
+
+
+class Mixture(NamedTuple):
+    """What a mixture takes.
+
+    Attributes:
+        chosen: sorted indices; one that is taken several times stands there as often.
+        stopped_by: for each category why it has no more: `supply` (all was taken, as often as it may be), `cap`, or
+            `share`.
+    """
+
+    chosen: np.ndarray
+    stopped_by: dict[str, Literal["supply", "cap", "share"]]
+
+
 def choose_mixture(
-    categories: Sequence[str], num_tokens: Sequence[int], shares: Mapping[str, float] | None, seed: int
-) -> np.ndarray:
-    """Which conversations make up the mix; none is taken twice.
+    candidates: Candidates,
+    shares: Mapping[str, CategoryShare] | None,
+    weights: Sequence[float],
+    epochs: Sequence[float | None],
+    seed: int,
+) -> Mixture:
+    """Which conversations make up the mix, and how often each.
 
     Args:
-        categories: of N conversations.
-        num_tokens: of each.
-        shares: wanted share of tokens by category, not necessarily summing to 1; None takes everything.
+        candidates: to choose from; at least one of every category of `shares`.
+        shares: wanted by category; None takes everything.
+        weights: of each source, how readily it is taken.
+        epochs: of each source, how often its conversations may be taken; None leaves it to the category.
         seed: decides which conversations of a plentiful category are left out.
 
     Returns:
-        Sorted indices. The category that is scarcest for its share is taken whole; the others stop at the last
-        conversation that fits their share.
+        The category that is scarcest for its share is taken whole; the others stop at the last conversation that fits
+        their share, or their cap. Within a category no conversation is taken again before all were that may be.
     """
     if shares is None:
-        return np.arange(len(categories))
-    names, tokens = np.array(categories), np.array(num_tokens)
-    available = {category: int(tokens[names == category].sum()) for category in shares}
-    unit = min(available[category] / share for category, share in shares.items())
+        everything = np.arange(len(candidates.size))
+        times = np.array([1.0 if number is None else number for number in epochs])
+        return Mixture(np.sort(_in_order(candidates, everything, weights, times, (seed, 0))), {})
     rng = np.random.default_rng([seed, 1])
-    taken = []
-    for category, share in sorted(shares.items()):
-        members = rng.permutation(np.flatnonzero(names == category))
+    offers = {}
+    for number, (category, share) in enumerate(sorted(shares.items())):
+        members = rng.permutation(np.flatnonzero(candidates.category == category))
+        times = np.array([share.max_epochs if own is None else own for own in epochs])
+        offers[category] = _in_order(candidates, members, weights, times, (seed, number))
+    unit = min(candidates.size[offer].sum() / shares[category].share for category, offer in offers.items())
+    taken, stopped_by = [], {}
+    for category, offer in offers.items():
         # a whisker above the budget, so that rounding cannot cost the scarcest category its last conversation
-        fits = np.cumsum(tokens[members]) <= unit * share * (1 + 1e-9)
-        taken.append(members[fits])
-    return np.sort(np.concatenate(taken))
+        budget, cap = unit * shares[category].share * (1 + 1e-9), shares[category].cap
+        amount = np.cumsum(candidates.size[offer])
+        mine = offer[amount <= (budget if cap is None else min(budget, cap))]
+        taken.append(mine)
+        stopped_by[category] = _why(len(mine) == len(offer), cap is not None and cap < budget)
+    return Mixture(np.sort(np.concatenate(taken)), stopped_by)
+
+
+def _why(is_whole: bool, is_capped: bool) -> Literal["supply", "cap", "share"]:
+    if is_whole:
+        return "supply"
+    return "cap" if is_capped else "share"
+
+
+def _in_order(
+    candidates: Candidates, members: np.ndarray, weights: Sequence[float], times: np.ndarray, seeds: tuple[int, int]
+) -> np.ndarray:
+    """All that may be taken of a category, in the order of taking; passes over its members, each in another order.
+
+    Args:
+        candidates: all.
+        members: indices of the category's, in the first pass's order before weights.
+        weights: of each source.
+        times: of each source, how often its conversations may be taken.
+        seeds: decide the other passes' orders: the job's, and the category's number.
+    """
+    passes = []
+    most = times[candidates.source[members]].max()
+    for count in range(int(np.ceil(most))):
+        order = np.random.default_rng([*seeds, 2, count]).permutation(members) if count else members
+        order = order[_arrival(np.array(weights)[candidates.source[order]])]
+        fraction = np.clip(times - count, 0, 1)[candidates.source[order]]
+        passes.append(order[_first_fraction(candidates.source[order], fraction)])
+    return np.concatenate(passes)
+
+
+def _arrival(weight: np.ndarray) -> np.ndarray:
+    """Places in the order of arrival, if the one of rank r of N has a lifetime at quantile (r + 1/2) / N.
+
+    Exponential lifetimes divided by the weight give sampling without replacement in proportion to it (Efraimidis and
+    Spirakis 2006); equal weights leave the order as it is.
+    """
+    quantile = (np.arange(len(weight)) + 0.5) / len(weight)
+    order: np.ndarray = np.argsort(-np.log1p(-quantile) / weight, kind="stable")
+    return order
+
+
+def _first_fraction(source: np.ndarray, fraction: np.ndarray) -> np.ndarray:
+    """Which of them are among the first of their source, up to a fraction of it, rounded up; bool [N]."""
+    rank, size = np.zeros(len(source), dtype=np.int64), np.zeros(len(source), dtype=np.int64)
+    for value in np.unique(source):
+        mine = np.flatnonzero(source == value)
+        rank[mine], size[mine] = np.arange(len(mine)), len(mine)
+    first: np.ndarray = rank < np.ceil(fraction * size - 1e-9)
+    return first

@@ -22,13 +22,13 @@ import ray
 from ray_jobs.data.accounting import Ledger, RowCounts
 from ray_jobs.data.corpus import Corpus, prepare_corpus, read_manifest, write_manifest
 from ray_jobs.data.corpus_builder import ProgressCallback
-from ray_jobs.data.mixture import choose_mixture, held_out
+from ray_jobs.data.mixture import Candidates, choose_mixture, held_out
 from ray_jobs.data.packing import lower_bound, pack
 from ray_jobs.data.shards import Document, write_shard
 from service.errors import EmptyDataError
 from service.spec.job import JobSpec
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raised when this code would pack the same corpus otherwise."""
 _ROWS_PER_SHARD = 4096
 _VERSIONS = ("datasketch", "numpy", "pyarrow", "ray", "tokenizers")
@@ -73,11 +73,12 @@ def prepare(spec: JobSpec, prepared_url: str, progress: ProgressCallback) -> Pre
 
 
 def _identity(spec: JobSpec, corpus: Corpus) -> str:
-    fields = {"mixture", "sequence_length", "on_long_conversation", "held_out_fraction"}
+    fields = {"mixture", "mixture_by", "sequence_length", "on_long_conversation", "held_out_fraction"}
     document = {
         "version": FORMAT_VERSION,
         "corpus": corpus.manifest["hash"],
         "seed": spec.seed,
+        "sources": [[source.weight, source.epochs] for source in spec.data.sources],
         **spec.data.model_dump(include=fields),
     }
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
@@ -120,7 +121,7 @@ class _Packer:
         """Write the rows; returns the manifest without its hash."""
         usable, dropped = np.flatnonzero(self._is_usable), np.flatnonzero(~self._is_usable)
         training, kept_out = self._hold_out(usable)
-        chosen = self._mix(training)
+        chosen, stopped_by = self._mix(training)
         left_out = np.setdiff1d(training, chosen)
         rows = self._rows
         self._ledger.stage("fit", rows(np.arange(len(self._source))), rows(usable), dropped=rows(dropped))
@@ -141,12 +142,15 @@ class _Packer:
                 }
                 for name, count in sorted(evaluation.documents.items())
             ],
-            "mixture": self._describe_mixture(train),
+            "mixture_by": self._spec.data.mixture_by,
+            "mixture": self._describe_mixture(train, training, stopped_by),
+            "mixture_sources": self._describe_sources(training, chosen),
             "packing": {
                 **self._describe_packing(train),
                 "truncated": int(self._is_long[chosen].sum()),
                 "dropped": len(dropped),
                 "left_out_by_mixture": len(left_out),
+                "repeated": len(chosen) - len(np.unique(chosen)),
             },
             "versions": {package: version(package) for package in _VERSIONS},
         }
@@ -160,17 +164,25 @@ class _Packer:
         is_held_out = held_out(hashes, categories, self._spec.data.held_out_fraction, self._spec.seed)
         return usable[~is_held_out], usable[is_held_out]
 
-    def _mix(self, training: np.ndarray) -> np.ndarray:
-        """Those of the conversations that make up the mix."""
-        shares, categories = self._spec.data.mixture, self._category[training].tolist()
-        if not categories:
+    def _mix(self, training: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+        """Those of the conversations that make up the mix, repeated ones as often; and why no more of each category."""
+        data, categories = self._spec.data, self._category[training]
+        if not len(training):
             raise EmptyDataError("no conversation is left to train on", "data")
-        for category in sorted(set(shares or ()) - set(categories)):
+        for category in sorted(set(data.mixture or ()) - set(categories.tolist())):
             raise EmptyDataError(f"no conversation of {category!r} is left to train on", f"data.mixture.{category}")
-        mixed: np.ndarray = training[
-            choose_mixture(categories, self._length[training].tolist(), shares, self._spec.seed)
-        ]
-        return mixed
+        lengths = self._length[training]
+        size = lengths if data.mixture_by == "tokens" else np.ones_like(lengths)
+        mixture = choose_mixture(
+            Candidates(categories, self._source[training], size),
+            data.mixture,
+            [source.weight for source in data.sources],
+            [source.epochs for source in data.sources],
+            self._spec.seed,
+        )
+        if not len(mixture.chosen):
+            raise EmptyDataError("the caps let no conversation in", "data.mixture")
+        return training[mixture.chosen], dict(mixture.stopped_by)
 
     def _write(self, chosen: np.ndarray, name: str) -> _Written:
         """Pack the chosen documents and write their rows, one Ray task a shard; an empty shard where there are none."""
@@ -206,18 +218,42 @@ class _Packer:
             int(self._file[index]), int(self._position[index]), int(self._length[index]), str(self._category[index])
         )
 
-    def _describe_mixture(self, train: _Written) -> list[dict[str, Any]]:
-        shares = self._spec.data.mixture
+    def _describe_mixture(
+        self, train: _Written, training: np.ndarray, stopped_by: dict[str, Any]
+    ) -> list[dict[str, Any]]:
+        """What was asked and what came out, by category."""
+        data, available = self._spec.data, Counter(self._category[training].tolist())
+        shares = {name: line.share for name, line in (data.mixture or {}).items()}
+        amount = train.tokens if data.mixture_by == "tokens" else train.documents
         return [
             {
                 "category": category,
                 "asked_fraction": shares[category] / sum(shares.values()) if shares else None,
+                "fraction": amount[category] / amount.total(),
+                "stopped_by": stopped_by.get(category, "supply"),
+                "available": available[category],
                 "examples": train.documents[category],
-                "tokens": tokens,
+                "tokens": train.tokens[category],
                 "trained_tokens": train.trained[category],
-                "fraction": tokens / train.tokens.total(),
             }
-            for category, tokens in sorted(train.tokens.items())
+            for category in sorted(available)
+        ]
+
+    def _describe_sources(self, training: np.ndarray, chosen: np.ndarray) -> list[dict[str, Any]]:
+        available, examples, distinct = (self._rows(some) for some in (training, chosen, np.unique(chosen)))
+        tokens = np.bincount(self._source[chosen], self._length[chosen], len(self._spec.data.sources))
+        return [
+            {
+                "name": source.name,
+                "category": source.category,
+                "weight": source.weight,
+                "epochs": source.epochs,
+                "available": available[number],
+                "distinct": distinct[number],
+                "examples": examples[number],
+                "tokens": int(tokens[number]),
+            }
+            for number, source in enumerate(self._spec.data.sources)
         ]
 
     def _describe_packing(self, train: _Written) -> dict[str, Any]:

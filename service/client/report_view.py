@@ -78,11 +78,12 @@ def _skipped_rows(data: dict[str, Any]) -> list[str]:
 
 
 def _mixture(data: dict[str, Any]) -> Table:
-    table = _table("\nThe mix", "category", "asked", "share", "examples", "tokens", "trained")
+    title = f"\nThe mix, by {data['mixture_by']}"
+    table = _table(title, "category", "asked", "share", "available", "examples", "tokens", "trained", "no more for")
     for line in data["mixture"]:
         asked = "all" if line["asked_fraction"] is None else f"{line['asked_fraction']:.1%}"
-        counts = (f"{line[name]:,}" for name in ("examples", "tokens", "trained_tokens"))
-        table.add_row(line["category"], asked, f"{line['fraction']:.1%}", *counts)
+        counts = (f"{line[name]:,}" for name in ("available", "examples", "tokens", "trained_tokens"))
+        table.add_row(line["category"], asked, f"{line['fraction']:.1%}", *counts, f"its {line['stopped_by']}")
     return table
 
 

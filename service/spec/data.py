@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from service.spec.base import SpecModel, conflict
+from service.spec.mixture import CategoryShare
 from service.spec.source import BenchmarkSpec, SourceSpec
 
 
@@ -56,15 +57,27 @@ class DataSpec(SpecModel):
     """Removal of what overlaps with evaluation sets, before deduplication; null removes nothing."""
     dedup: DedupSpec | None = DedupSpec()
     """Deduplication; null keeps every row."""
-    mixture: dict[str, float] | None = None
-    """Share of tokens per category, above 0; they need not sum to 1. The scarcest category sets the total, nothing is
-    repeated within an epoch. Null takes all there is."""
+    mixture: dict[str, CategoryShare] | None = None
+    """Share per category: a number above 0, or a mapping with a cap and repetition. The shares need not sum to 1, and
+    the scarcest category sets the total. Null takes all there is, as often as the sources' `epochs` say."""
+    mixture_by: Literal["tokens", "examples"] = "tokens"
+    """What the mixture's shares and caps count."""
     sequence_length: int = Field(default=4096, ge=64, le=131_072)
     """Tokens in a packed row."""
     on_long_conversation: Literal["drop", "truncate"] = "truncate"
     """A conversation above `sequence_length` is dropped, or cut at its end; counted either way."""
     held_out_fraction: float = Field(default=0.02, ge=0, lt=0.5)
     """Share of each category's conversations kept from training, to measure the loss on."""
+
+    @field_validator("mixture", mode="before")
+    @classmethod
+    def _number_shorthand(cls, mixture: object) -> object:
+        if not isinstance(mixture, dict):
+            return mixture
+        return {
+            name: {"share": share} if isinstance(share, int | float) and not isinstance(share, bool) else share
+            for name, share in mixture.items()
+        }
 
     @model_validator(mode="after")
     def _consistent(self) -> DataSpec:
@@ -77,6 +90,4 @@ class DataSpec(SpecModel):
                 raise conflict(f"mixture.{unknown[0]}", "no source has this category")
             if missing := sorted(categories - set(self.mixture)):
                 raise conflict(f"mixture.{missing[0]}", "missing: give every category of the sources a share")
-            if bad := next((name for name, share in self.mixture.items() if share <= 0), None):
-                raise conflict(f"mixture.{bad}", "must be above 0; drop the category's sources instead")
         return self

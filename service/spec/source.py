@@ -162,6 +162,12 @@ class SourceSpec(FileSet):
     max_rows: int | None = Field(default=None, ge=1)
     """At most this many of its conversations, chosen by a hash of their content: which ones does not depend on the
     seed, nor on the order of rows and files. Taken before deduplication."""
+    weight: float = Field(default=1, gt=0)
+    """How readily the mixture takes a conversation of this source, against others of its category: one of weight 2
+    comes up twice as fast. Without a mixture, or where it takes the whole category, it does nothing."""
+    epochs: float | None = Field(default=None, gt=0, le=100)
+    """How often its conversations are taken: with a mixture at most so often, by default its category's `max_epochs`;
+    without one just so often, by default once. 0.5 takes half of them, 1.5 all and half of them again."""
 
     @field_validator("replace")
     @classmethod

@@ -9,6 +9,7 @@ import json
 import logging
 import shutil
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,39 @@ def test_a_second_call_reuses_and_other_settings_reuse_the_corpus(document: dict
     document["data"]["dedup"] = None
     assert run(document, root).manifest["sources"][0]["rows_kept"] == 90
     assert len(list(root.glob("corpus-*"))) == 2
+
+
+def test_a_mixture_by_examples_repeats_what_is_scarce_and_tells_what_came_out(
+    document: dict[str, Any], tmp_path: Path
+) -> None:
+    root = tmp_path / "prepared"
+    first = run(document, root)
+    document["data"] |= {"mixture_by": "examples", "mixture": {"code": {"share": 3, "max_epochs": 2}, "general": 1}}
+    document["data"]["sources"][1]["weight"] = 2
+    prepared = run(document, root)
+    assert prepared.tokenizer_url == first.tokenizer_url, "weights and epochs are no part of the corpus"
+    code, general = prepared.manifest["mixture"]
+    available = {line["category"]: line["examples"] for line in first.manifest["mixture"]}
+    assert [line["available"] for line in (code, general)] == [available["code"], available["general"]]
+    assert code["examples"] == 2 * available["code"]
+    assert general["examples"] == code["examples"] // 3
+    assert code["fraction"] == pytest.approx(0.75, abs=0.01)
+    assert [line["stopped_by"] for line in (code, general)] == ["supply", "share"]
+    snippets, chat = prepared.manifest["mixture_sources"]
+    assert (snippets["distinct"], snippets["examples"]) == (available["code"], code["examples"])
+    assert (chat["weight"], chat["distinct"], chat["tokens"]) == (2, general["examples"], general["tokens"])
+    packing = prepared.manifest["packing"]
+    assert (packing["repeated"], packing["left_out_by_mixture"]) == (
+        available["code"],
+        available["general"] - general["examples"],
+    )
+    assert packing["documents"] == code["examples"] + general["examples"]
+    assert Counter(Counter(documents(rows_of(prepared, "train"))).values()) == {
+        2: available["code"],
+        1: general["examples"],
+    }
+    document["data"]["sources"][0]["epochs"] = 1
+    assert run(document, root).manifest["packing"]["repeated"] == 0
 
 
 def test_bytes_do_not_depend_on_place_and_a_torn_directory_is_made_again(
@@ -464,6 +498,10 @@ def test_long_conversations_are_cut_or_dropped_and_counted(document: dict[str, A
 
 
 def test_nothing_left_is_an_error_with_a_field(document: dict[str, Any], tmp_path: Path) -> None:
+    document["data"]["mixture"] = {"code": {"share": 1, "cap": 1}, "general": {"share": 1, "cap": 1}}
+    with pytest.raises(EmptyDataError, match="the caps let no conversation in") as caught:
+        run(document, tmp_path / "prepared")
+    assert caught.value.field == "data.mixture"
     document["data"]["mixture"] = {"code": 1, "general": 1}
     document["data"]["on_long_conversation"] = "drop"
     document["data"]["sequence_length"] = 64
