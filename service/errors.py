@@ -66,6 +66,13 @@ class EmptyDataError(SleddogError, ValueError):
     fault = "data"
 
 
+class EndpointError(SleddogError, ConnectionError):
+    """A language model that data is written with does not answer."""
+
+    code = "endpoint_unavailable"
+    fault = "infrastructure"
+
+
 class CheckpointError(SleddogError, ValueError):
     """A checkpoint that is torn, or belongs to another model."""
 

@@ -27,19 +27,21 @@ from ray_jobs.data.benchmarks import FIELD as BENCHMARKS_FIELD
 from ray_jobs.data.benchmarks import benchmark_texts, find_benchmark_files
 from ray_jobs.data.corpus_builder import INDEX_FILE, CorpusBuilder, ProgressCallback
 from ray_jobs.data.decontaminate import NgramIndex
+from ray_jobs.data.identity_files import identity_file
 from ray_jobs.data.parquet_files import read_parquet
 from ray_jobs.data.sources import SourceFile, digest, find_files
 from ray_jobs.data.tokenizer_files import tokenizer_identity
 from ray_jobs.run_directory import write_file
 from service.errors import ConflictError
 from service.spec.data import DecontaminateSpec
+from service.spec.identity import IdentitySourceSpec
 from service.spec.job import JobSpec
 
 FORMAT_VERSION = 4
 """Raised when this code would make other data of the same sources."""
 MANIFEST_FILE = "manifest.json"
-_ELSEWHERE = {"uri", "format", "header", "weight", "epochs"}
-"""What of a source only leads to its files, or matters to the mixture alone."""
+_OF_SOURCE = {"name", "category", "form", "replace", "system_prompt", "max_rows", "duplicates"}
+"""What of a source decides the corpus; the rest leads to its files, or matters to the mixture alone."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Corpus:
 
 
 def prepare_corpus(spec: JobSpec, prepared_url: str, progress: ProgressCallback) -> Corpus:
-    """Read, normalise, deduplicate and tokenise; or find that it was done before.
+    """Read, normalise, decontaminate, deduplicate and tokenise; or find that it was done before.
 
     Args:
         spec: the job's; what matters to the corpus decides its hash.
@@ -70,6 +72,7 @@ def prepare_corpus(spec: JobSpec, prepared_url: str, progress: ProgressCallback)
         progress: told how far it is.
 
     Raises:
+        EndpointError: an endpoint that is to paraphrase does not answer.
         SourceNotFoundError: a source, a benchmark or the tokenizer is not there.
         InvalidSpecError: a file's format is unknown, its filesystem needs a package that is missing, or the tokenizer
             lacks a token of the chat template or cannot render it as the data is.
@@ -77,7 +80,12 @@ def prepare_corpus(spec: JobSpec, prepared_url: str, progress: ProgressCallback)
         EmptyDataError: nothing is left.
         ConflictError: a source, a benchmark or the tokenizer changed meanwhile.
     """
-    files, benchmark_files = find_files(spec.data), find_benchmark_files(spec.data.decontaminate)
+    written = {
+        index: identity_file(source, index, prepared_url, lambda done, total: progress("identity", done, total, "rows"))
+        for index, source in enumerate(spec.data.sources)
+        if isinstance(source, IdentitySourceSpec)
+    }
+    files, benchmark_files = find_files(spec.data, written), find_benchmark_files(spec.data.decontaminate)
     digests = _digests(files + benchmark_files, "hash sources", progress)
     identity = _identity(spec, files, benchmark_files, digests)
     url = f"{prepared_url}/corpus-{identity}"
@@ -120,12 +128,12 @@ def _identity(spec: JobSpec, files: list[SourceFile], benchmark_files: list[Sour
     document = {
         "version": FORMAT_VERSION,
         "files": _contents(files, digests[:split]),
-        "sources": [source.model_dump(exclude=_ELSEWHERE) for source in data.sources],
+        "sources": [source.model_dump(include=_OF_SOURCE) for source in data.sources],
         "on_bad_row": data.on_bad_row,
         "decontaminate": None if data.decontaminate is None else data.decontaminate.ngram_words,
         "benchmark_files": _contents(benchmark_files, digests[split:]),
         "benchmarks": [
-            b.model_dump(exclude=_ELSEWHERE) for b in (data.decontaminate.against if data.decontaminate else ())
+            b.model_dump(include=_OF_SOURCE) for b in (data.decontaminate.against if data.decontaminate else ())
         ],
         "dedup": data.dedup.model_dump() if data.dedup else None,
         "tokenizer": tokenizer_identity(spec.model),

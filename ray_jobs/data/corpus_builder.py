@@ -41,6 +41,7 @@ from ray_jobs.data.tasks import (
 from ray_jobs.data.tokenizer_files import make_tokenizer
 from service.errors import BadRowError, EmptyDataError
 from service.spec.job import JobSpec
+from service.spec.source import SourceSpec
 
 INDEX_FILE = "index.parquet"
 _MAX_ROWS_SHOWN = 20
@@ -163,7 +164,7 @@ class CorpusBuilder:
         hashes = np.array(keys["content_hash"].to_pylist(), dtype=object)
         taken = np.ones(len(keys), dtype=bool)
         for number, source in enumerate(self._spec.data.sources):
-            if source.max_rows is not None:
+            if isinstance(source, SourceSpec) and source.max_rows is not None:
                 members = np.flatnonzero(sources == number)
                 taken[members] = within_cap(hashes[members].tolist(), source.max_rows)
         capped = keys.filter(pa.array(taken))

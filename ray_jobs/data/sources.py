@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import fsspec
@@ -42,8 +43,12 @@ class SourceFile:
     header: tuple[str, ...] | None = None
 
 
-def find_files(data: DataSpec) -> list[SourceFile]:
+def find_files(data: DataSpec, written: Mapping[int, SourceFile] | None = None) -> list[SourceFile]:
     """All files of all sources, in order of source and name.
+
+    Args:
+        data: the spec.
+        written: files of the sources that are written and not found, by the source's place.
 
     Raises:
         SourceNotFoundError: a URI matches nothing.
@@ -51,7 +56,13 @@ def find_files(data: DataSpec) -> list[SourceFile]:
             package that is not installed.
     """
     return [
-        file for index, source in enumerate(data.sources) for file in files_of(source, index, f"data.sources.{index}")
+        file
+        for index, source in enumerate(data.sources)
+        for file in (
+            files_of(source, index, f"data.sources.{index}")
+            if isinstance(source, FileSet)
+            else [(written or {})[index]]
+        )
     ]
 
 

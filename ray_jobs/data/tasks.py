@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ import pyarrow as pa
 from ray_jobs.data.accounting import Counted
 from ray_jobs.data.decontaminate import NgramIndex, Overlap
 from ray_jobs.data.formats import Conversation, RowReader, Turn
-from ray_jobs.data.minhash import band_keys
+from ray_jobs.data.minhash import band_keys, bands_and_rows
 from ray_jobs.data.normalise import Row, batches, normalised, with_system_prompt
 from ray_jobs.data.parquet_files import optional_parquet_writer, parquet_writer, read_parquet
 from ray_jobs.data.raw_rows import read_rows
@@ -25,6 +25,7 @@ from ray_jobs.data.sources import SourceFile
 from ray_jobs.data.tokenise import ChatTokenizer
 from ray_jobs.run_directory import local_directory
 from service.spec.data import DataSpec, DedupSpec
+from service.spec.source import SourceSpec
 
 CONVERSATIONS, REJECTED, CONTAMINATED, TOKENISED = "conversations", "rejected", "contaminated", "tokenised"
 TOKENIZER = "tokenizer"
@@ -112,7 +113,7 @@ def read_file(
     number = item.pop("file")
     file = SourceFile(**item)
     source = data.sources[file.source]
-    reader = RowReader(source.form, source.replace)
+    reader = RowReader(source.form, source.replace) if isinstance(source, SourceSpec) else RowReader("messages")
     position, num_lines = 0, 0
     raw_rows = Counted(read_rows(file, reader.columns))
     with (
@@ -127,7 +128,8 @@ def read_file(
             reject(_rejected_table(source.name, file.url, bad))
             report(_contaminated_table(source.name, file.url, contaminated))
             gone = [(row, False) for row in bad] + [(row, True) for row, _ in contaminated]
-            yield _keys(number, position, good, gone, data.dedup)
+            bands = _bands(good, data.dedup, source.duplicates)
+            yield _keys(number, position, good, gone, bands)
             position, num_lines = position + len(good), num_lines + len(good) + len(gone)
     if num_lines != raw_rows.count:
         raise AssertionError(f"{raw_rows.count} rows of {file.url} were read, {num_lines} came out")
@@ -141,12 +143,29 @@ def _split(rows: Sequence[Row], benchmarks: NgramIndex | None) -> tuple[Sequence
     return [row for row, overlaps in pairs if not overlaps], [(row, overlaps) for row, overlaps in pairs if overlaps]
 
 
+def _bands(
+    rows: Sequence[Row], dedup: DedupSpec | None, duplicates: Literal["near", "exact"]
+) -> Sequence[bytes | None]:
+    """Band keys of each row.
+
+    Rows of which only copies are to go get keys of their content hash: 64 bits that no other content shares, so they
+    are nobody's candidates.
+    """
+    if dedup is None or not rows:
+        return [None] * len(rows)
+    if duplicates == "exact":
+        num_bands, _ = bands_and_rows(dedup)
+        return [_content_hash(row.conversation)[:8] * num_bands for row in rows]
+    return [keys.tobytes() for keys in band_keys([conversation_text(row.conversation) for row in rows], dedup)]
+
+
 def _keys(
-    file: int, first_position: int, good: Sequence[Row], gone: Sequence[tuple[Row, bool]], dedup: DedupSpec | None
+    file: int,
+    first_position: int,
+    good: Sequence[Row],
+    gone: Sequence[tuple[Row, bool]],
+    bands: Sequence[bytes | None],
 ) -> pa.Table:
-    bands: list[bytes | None] = [None] * len(good)
-    if dedup is not None and good:
-        bands = [keys.tobytes() for keys in band_keys([conversation_text(row.conversation) for row in good], dedup)]
     lines: list[dict[str, Any]] = [
         {
             "file": file,

@@ -11,6 +11,7 @@ from service.backends.base import Backend
 from service.errors import SourceNotFoundError
 from service.spec.job import JobSpec
 from service.spec.model import CheckpointBase, PretrainedTokenizer
+from service.spec.source import SourceSpec
 
 
 def require_reachable(spec: JobSpec, backend: Backend) -> None:
@@ -22,7 +23,10 @@ def require_reachable(spec: JobSpec, backend: Backend) -> None:
     if not backend.shares_filesystem:
         return
     for index, source in enumerate(spec.data.sources):
-        _require_file(source.uri, f"data.sources.{index}.uri")
+        if isinstance(source, SourceSpec):
+            _require_file(source.uri, f"data.sources.{index}.uri")
+    for index, benchmark in enumerate(spec.data.decontaminate.against if spec.data.decontaminate else ()):
+        _require_file(benchmark.uri, f"data.decontaminate.against.{index}.uri")
     if isinstance(spec.model.base, CheckpointBase):
         _require_file(f"{spec.model.base.path}/config.json", "model.base.path")
     if isinstance(spec.model.tokenizer, PretrainedTokenizer):

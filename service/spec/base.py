@@ -53,7 +53,8 @@ def field_errors(errors: Iterable[Mapping[str, Any]], document: object) -> list[
 
     Pydantic's `loc` also holds the tag of each union variant it went through, and steps into a value that a shorthand
     was expanded to; a user's document has no such levels. A tag is recognised by being the value of `kind` where it
-    stands, and by coming first, for a field may have the same name; below a plain value there is nothing to name.
+    stands, and by coming first, for a field may have the same name; where no `kind` is given, by being no field of the
+    document and yet not the end of the path. Below a plain value there is nothing to name.
 
     Args:
         errors: `ValidationError.errors()`.
@@ -70,9 +71,11 @@ def _message(error: Mapping[str, Any]) -> str:
 def _path(error: Mapping[str, Any], document: object) -> str:
     parts: list[str] = []
     is_tag_passed = False
-    for part in error["loc"]:
+    for number, part in enumerate(error["loc"], 1):
         if isinstance(document, Mapping):
-            if not is_tag_passed and document.get("kind") == part:
+            is_end = number == len(error["loc"]) and error["type"] != "conflict"
+            is_default = "kind" not in document and part not in document and not is_end
+            if not is_tag_passed and (document.get("kind") == part or is_default):
                 is_tag_passed = True
                 continue
             document = document.get(part)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from service.spec.base import SpecModel, conflict
+from service.spec.identity import IdentitySourceSpec
 from service.spec.mixture import CategoryShare
 from service.spec.source import BenchmarkSpec, SourceSpec
 
@@ -45,10 +46,20 @@ def _require_unique(names: list[str], field: str, things: str) -> None:
             raise conflict(f"{field}.{index}.name", f"two {things} are named {name!r}")
 
 
+def _source_tag(source: Any) -> str | None:
+    return source.get("kind", "files") if isinstance(source, dict) else getattr(source, "kind", None)
+
+
+Source = Annotated[
+    Annotated[SourceSpec, Tag("files")] | Annotated[IdentitySourceSpec, Tag("identity")],
+    Discriminator(_source_tag, "unknown_source", "unknown kind of source; known: files, identity"),
+]
+
+
 class DataSpec(SpecModel):
     """Raw data and the way to packed rows."""
 
-    sources: tuple[SourceSpec, ...]
+    sources: tuple[Source, ...]
     """What to read; of duplicates the longest completion is kept, then the row of the earlier source."""
     on_bad_row: Literal["fail", "skip"] = "fail"
     """A malformed row stops the job, or is left out, counted and listed with its place and the reason. A conversation

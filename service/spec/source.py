@@ -92,6 +92,7 @@ def _form_tag(form: Any) -> str | None:
     return form.get("kind") if isinstance(form, dict) else getattr(form, "kind", None)
 
 
+_FORMS = f"{', '.join(get_args(NamedForm))}, or a mapping of kind columns, turns"
 RowForm = Annotated[
     Annotated[NamedForm, Tag("named")] | Annotated[ColumnsForm, Tag("columns")] | Annotated[TurnsForm, Tag("turns")],
     Discriminator(_form_tag),
@@ -139,35 +140,43 @@ class BenchmarkSpec(FileSet):
         | Annotated[ColumnsForm, Tag("columns")]
         | Annotated[TurnsForm, Tag("turns")]
         | Annotated[TextsForm, Tag("texts")],
-        Discriminator(_form_tag),
+        Discriminator(_form_tag, "unknown_form", f"unknown form; known: {_FORMS}, texts"),
     ]
     """How a row holds its texts: as a source's row does, or in columns (`kind: texts`)."""
 
 
-class SourceSpec(FileSet):
-    """One set of raw instruction rows."""
+class SourceBase(SpecModel):
+    """What all sources have."""
 
     name: Name
     """Unique within the job; counts and errors speak of it."""
     category: Name
     """What the rows teach: `general`, `code`, `math`, `identity`, or a word of the user's own."""
-    form: RowForm
-    """How a row holds its conversation: the name of a common form, or a mapping of columns (`kind: columns`) or of a
-    list of turns (`kind: turns`)."""
-    replace: dict[str, str] = Field(default={})
-    """Literal text to replace in every turn, such as an end-of-text marker by nothing; all at once, of two that fit at
-    one place the longer."""
     system_prompt: str | None = Field(default=None, min_length=1)
     """System turn of the source's conversations that have none. Deduplication does not see it."""
-    max_rows: int | None = Field(default=None, ge=1)
-    """At most this many of its conversations, chosen by a hash of their content: which ones does not depend on the
-    seed, nor on the order of rows and files. Taken before deduplication."""
+    duplicates: Literal["near", "exact"] = "near"
+    """Which duplicates of its rows deduplication removes: near ones, too, or only copies."""
     weight: float = Field(default=1, gt=0)
     """How readily the mixture takes a conversation of this source, against others of its category: one of weight 2
     comes up twice as fast. Without a mixture, or where it takes the whole category, it does nothing."""
     epochs: float | None = Field(default=None, gt=0, le=100)
     """How often its conversations are taken: with a mixture at most so often, by default its category's `max_epochs`;
     without one just so often, by default once. 0.5 takes half of them, 1.5 all and half of them again."""
+
+
+class SourceSpec(FileSet, SourceBase):
+    """One set of raw instruction rows."""
+
+    kind: Literal["files"] = "files"
+    form: RowForm
+    """How a row holds its conversation: the name of a common form, or a mapping of columns (`kind: columns`) or of a
+    list of turns (`kind: turns`)."""
+    replace: dict[str, str] = Field(default={})
+    """Literal text to replace in every turn, such as an end-of-text marker by nothing; all at once, of two that fit at
+    one place the longer."""
+    max_rows: int | None = Field(default=None, ge=1)
+    """At most this many of its conversations, chosen by a hash of their content: which ones does not depend on the
+    seed, nor on the order of rows and files. Taken before deduplication."""
 
     @field_validator("replace")
     @classmethod

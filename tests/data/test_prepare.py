@@ -481,6 +481,30 @@ def test_a_cap_and_a_system_prompt_are_the_sources_own(document: dict[str, Any],
     assert second[1]["trained_tokens"] == first[1]["trained_tokens"]
 
 
+def test_an_identity_source_is_written_and_loses_no_row_to_its_likeness(
+    document: dict[str, Any], tmp_path: Path
+) -> None:
+    facts = {"name": "Husky", "maker": "Nordic Sled Works"}
+    document["data"]["sources"] += [
+        {"kind": "identity", "name": "who", "facts": facts, "num_examples": 400, "system_prompt": "You are Husky."},
+        {"kind": "identity", "name": "again", "facts": facts, "num_examples": 400},
+    ]
+    root = tmp_path / "prepared"
+    first = run(document, root)
+    counts = ("rows_read", "rows_rejected", "exact_duplicates", "near_duplicates", "rows_kept")
+    who, again = ([source[name] for name in counts] for source in first.manifest["sources"][2:])
+    assert who == [400, 0, 0, 0, 400]
+    assert again == [400, 0, 400, 0, 0], "copies go, and the first source's rows stay"
+    assert [line["category"] for line in first.manifest["mixture"]] == ["code", "general", "identity"]
+    assert run(document, root).reused
+    document["data"]["sources"][2]["duplicates"] = "near"
+    assert run(document, root).manifest["sources"][2]["near_duplicates"] > 10, "what they would have lost"
+    document["data"]["sources"][2]["num_examples"] = 100_000
+    with pytest.raises(InvalidSpecError, match="the templates give") as caught:
+        run(document, root)
+    assert caught.value.field == "data.sources.2.num_examples"
+
+
 def test_long_conversations_are_cut_or_dropped_and_counted(document: dict[str, Any], tmp_path: Path) -> None:
     long_answer = {"prompt": "Tell.", "completion": text(1, 900)}
     long_question = {"prompt": text(2, 900), "completion": "No token of this is within the first 512."}

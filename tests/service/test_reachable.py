@@ -37,6 +37,17 @@ def test_a_name_that_looks_like_a_glob_is_a_name_where_such_a_file_is(
     look(job_document)
 
 
+def test_benchmarks_are_looked_for_and_written_sources_are_not(job_document: dict[str, Any], tmp_path: Path) -> None:
+    facts = {"name": "Husky", "maker": "M"}
+    job_document["data"]["sources"].append({"kind": "identity", "name": "who", "facts": facts})
+    look(job_document)
+    benchmark = {"name": "b", "form": "messages", "uri": f"{tmp_path}/bench.jsonl"}
+    job_document["data"]["decontaminate"] = {"against": [benchmark]}
+    with pytest.raises(SourceNotFoundError) as caught:
+        look(job_document)
+    assert caught.value.field == "data.decontaminate.against.0.uri"
+
+
 def test_a_glob_must_match_a_file(job_document: dict[str, Any], tmp_path: Path) -> None:
     [source] = job_document["data"]["sources"]
     source["uri"] = f"file://{tmp_path}/su*.jsonl"

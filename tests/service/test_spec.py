@@ -14,6 +14,7 @@ from tests.conftest import set_at
 
 ROOT = Path(__file__).parents[2]
 BENCHMARK = {"name": "b", "uri": "file:///b.jsonl", "form": {"kind": "texts", "columns": ["q"]}}
+IDENTITY = {"kind": "identity", "name": "who", "category": "math", "facts": {"name": "N", "maker": "M"}}
 TEXTS_COLUMNS = "data.decontaminate.against.0.form.columns"
 
 
@@ -67,6 +68,12 @@ def test_defaults_are_the_recipe(job_document: dict[str, Any]) -> None:
         ("data.sources.0.form", {"kind": "turns", "turns": "t", "roles": {"A": "user"}}, "data.sources.0.form.roles"),
         ("data.sources.0.header", [], "data.sources.0.header"),
         ("data.sources.0.form", {"kind": "texts", "columns": ["a"]}, "data.sources.0.form"),
+        ("data.sources.0.kind", "magic", "data.sources.0"),
+        ("data.sources", [{"name": "a", "category": "c", "form": "alpaca"}], "data.sources.0.uri"),
+        ("data.sources", [IDENTITY | {"num_examples": 0}], "data.sources.0.num_examples"),
+        ("data.sources", [IDENTITY | {"facts": {"name": "", "maker": "M"}}], "data.sources.0.facts.name"),
+        ("data.sources", [IDENTITY | {"use_packaged_templates": False}], "data.sources.0.templates"),
+        ("data.sources", [IDENTITY | {"frames": ["{answer}"]}], "data.sources.0.frames.0"),
         ("data.decontaminate", {"against": []}, "data.decontaminate.against"),
         ("data.decontaminate", {"against": [BENCHMARK, BENCHMARK]}, "data.decontaminate.against.1.name"),
         ("data.decontaminate", {"against": [BENCHMARK], "ngram_words": 4}, "data.decontaminate.ngram_words"),
