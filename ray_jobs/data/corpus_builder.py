@@ -1,7 +1,8 @@
 """Building a corpus: Ray Data tasks handle text, the driver what links their results.
 
-Text is handled in `ray_jobs.data.tasks`; the driver holds ids, hashes and band keys, and the text of duplicate
-candidates only. Results come back in any order and are sorted by file and row, so nothing depends on scheduling.
+Text is handled in `ray_jobs.data.tasks`; the driver holds ids, hashes and band keys, and of text only what it shows
+and, a part at a time, what it trains a tokenizer on. Results come back in any order and are sorted by file and row, so
+nothing depends on scheduling.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from functools import cache
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -20,8 +20,8 @@ import ray.data
 
 from ray_jobs.data.accounting import Ledger, RowCounts
 from ray_jobs.data.decontaminate import NgramIndex
-from ray_jobs.data.dedup import Duplicate, candidates, find_duplicates
-from ray_jobs.data.minhash import jaccard, shingles
+from ray_jobs.data.dedup import Duplicates
+from ray_jobs.data.duplicates import DuplicateSearch, Rows
 from ray_jobs.data.mixture import within_cap
 from ray_jobs.data.parquet_files import parquet_writer, read_parquet
 from ray_jobs.data.sources import SourceFile
@@ -79,13 +79,14 @@ class CorpusBuilder:
         self._ledger = Ledger([source.name for source in spec.data.sources])
         self._counts: dict[str, RowCounts] = {}
         self._rejected: list[dict[str, Any]] = []
+        self._dedup: dict[str, Any] | None = None
+        self._dedup_examples: list[dict[str, Any]] = []
 
     def build(self) -> dict[str, Any]:
         """Do all stages; returns the manifest without its hash."""
         lines = self._read()
         keys = self._cap(lines.filter(pc.is_valid(lines["position"])))
-        duplicates = self._find_duplicates(keys)
-        kept = self._without(keys, duplicates)
+        kept = self._deduplicate(keys)
         self._make_tokenizer(keys, kept)
         self._tokenise(keys, kept)
         return {
@@ -94,7 +95,8 @@ class CorpusBuilder:
             "rejected_rows": self._rejected,
             "rejected_rows_url": f"{self._url}/{REJECTED}",
             "decontamination": self._decontamination(lines),
-            "dedup_examples": self._show(keys, duplicates),
+            "dedup": self._dedup,
+            "dedup_examples": self._dedup_examples,
         }
 
     def _read(self) -> pa.Table:
@@ -197,39 +199,29 @@ class CorpusBuilder:
             self._progress(task.name, done, total, "rows")
         return pa.concat_tables(blocks) if blocks else task.schema.empty_table()
 
-    def _find_duplicates(self, keys: pa.Table) -> list[Duplicate]:
-        dedup = self._spec.data.dedup
-        if dedup is None:
-            return []
-        self._progress("deduplicate", 0, len(keys), "conversations")
-        content_hashes = keys["content_hash"].to_pylist()
-        band_keys = np.stack([np.frombuffer(row, dtype=np.uint64) for row in keys["band_keys"].to_pylist()])
-        texts = self._texts(keys, candidates(content_hashes, band_keys).tolist())
-
-        @cache
-        def shingles_of(index: int) -> set[str]:
-            return shingles(texts[index], dedup.shingle_words)
-
-        duplicates = find_duplicates(
-            content_hashes,
-            band_keys,
-            keys["completion_chars"].to_pylist(),
-            lambda first, second: jaccard(shingles_of(first), shingles_of(second)),
-            dedup.threshold,
-        )
-        self._progress("deduplicate", len(keys), len(keys), "conversations")
-        return duplicates
-
-    def _without(self, keys: pa.Table, duplicates: list[Duplicate]) -> np.ndarray:
+    def _deduplicate(self, keys: pa.Table) -> np.ndarray:
         """Which keys are no duplicates, bool [N]."""
         sources, kept = self._sources_of(keys), np.ones(len(keys), dtype=bool)
-        kept[[duplicate.dropped for duplicate in duplicates]] = False
-        exact, near = (
-            Counter(int(sources[duplicate.dropped]) for duplicate in duplicates if duplicate.kind == kind)
-            for kind in ("exact", "near")
+        exact, near = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+        if self._spec.data.dedup is not None:
+            self._progress("deduplicate", 0, len(keys), "conversations")
+            search = DuplicateSearch(self._spec.data.dedup, Rows.of(keys, sources), self._url)
+            duplicates = search.run()
+            names = [source.name for source in self._spec.data.sources]
+            search.write_receipt(duplicates, names, [file.url.rpartition("/")[2] for file in self._files])
+            self._dedup = search.describe(duplicates, names)
+            self._dedup_examples = self._show(keys, duplicates)
+            self._progress("deduplicate", len(keys), len(keys), "conversations")
+            kept[duplicates.dropped_D] = False
+            exact = sources[duplicates.dropped_D[duplicates.is_exact_D]]
+            near = sources[duplicates.dropped_D[~duplicates.is_exact_D]]
+        self._enter(
+            "deduplicate",
+            self._rows(keys),
+            Counter(sources[kept].tolist()),
+            exact_duplicates=Counter(exact.tolist()),
+            near_duplicates=Counter(near.tolist()),
         )
-        on = Counter(sources[kept].tolist())
-        self._enter("deduplicate", self._rows(keys), on, exact_duplicates=exact, near_duplicates=near)
         return kept
 
     def _make_tokenizer(self, keys: pa.Table, kept: np.ndarray) -> None:
@@ -272,18 +264,19 @@ class CorpusBuilder:
             for number, source in enumerate(self._spec.data.sources)
         ]
 
-    def _show(self, keys: pa.Table, duplicates: list[Duplicate]) -> list[dict[str, Any]]:
+    def _show(self, keys: pa.Table, duplicates: Duplicates) -> list[dict[str, Any]]:
         """A few duplicates for the reader's eye, near ones first: they are the ones to doubt."""
-        picked = sorted(duplicates, key=lambda duplicate: duplicate.kind == "exact")[:_MAX_DUPLICATES_SHOWN]
-        texts = self._texts(keys, sorted({index for pair in picked for index in (pair.dropped, pair.kept)}))
+        picked = np.argsort(duplicates.is_exact_D, kind="stable")[:_MAX_DUPLICATES_SHOWN]
+        dropped, kept = duplicates.dropped_D[picked].tolist(), duplicates.kept_D[picked].tolist()
+        texts = self._texts(keys, sorted({*dropped, *kept}))
         return [
             {
-                "kind": duplicate.kind,
-                "similarity": duplicate.similarity,
-                "dropped": texts[duplicate.dropped][:_MAX_CHARS_SHOWN],
-                "kept": texts[duplicate.kept][:_MAX_CHARS_SHOWN],
+                "kind": "exact" if duplicates.is_exact_D[line] else "near",
+                "similarity": float(duplicates.similarity_D[line]),
+                "dropped": texts[one][:_MAX_CHARS_SHOWN],
+                "kept": texts[other][:_MAX_CHARS_SHOWN],
             }
-            for duplicate in picked
+            for line, one, other in zip(picked.tolist(), dropped, kept, strict=True)
         ]
 
     def _texts(self, keys: pa.Table, indices: Sequence[int]) -> dict[int, str]:

@@ -1,151 +1,202 @@
 """Which conversations to keep: exact duplicates by content hash, near ones by bands and exact verification.
 
-Works on keys alone; the text of candidates is asked for when a pair must be verified. Duplicates form clusters by
-connection; of each the conversation with the longest completion stays, then the earliest.
+Works on keys alone; the text of candidates is asked for when pairs must be verified. Duplicates form clusters: two
+conversations are in one if a chain of pairs connects them that share a band and are near, or are equal. Of each cluster
+the preferred conversation stays.
+
+Clusters grow in two rounds, so that N conversations that are all near cost about N comparisons, not N^2: first each
+member of a bucket (the conversations with one band in common) is compared with its neighbour; then all pairs of a
+bucket that are not in one cluster yet.
+
+Shapes: N conversations, C candidates, P pairs, D dropped.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
+_PAIRS_AT_ONCE = 1 << 20
+"""Pairs verified before clusters are joined: bounds memory."""
+
+Similarity = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Exact similarity of pairs of candidates, by their places among the candidates: int64 [P] twice to float64 [P]."""
+
 
 @dataclass(frozen=True)
-class Duplicate:
-    """A dropped conversation.
+class Duplicates:
+    """The dropped conversations, in order of index.
 
     Attributes:
-        dropped: its index.
-        kept: index of the cluster's kept one.
-        kind: how it was recognised; `exact` where the same content stays or was dropped before.
-        similarity: exact one with the kept; below the threshold where only a chain of others connects the two.
+        dropped_D: their indices.
+        kept_D: index of the cluster's kept one.
+        is_exact_D: whether the same content stays, or was dropped before.
+        similarity_D: exact one with the kept; below the threshold where only a chain of others connects the two.
     """
 
-    dropped: int
-    kept: int
-    kind: Literal["exact", "near"]
-    similarity: float
+    dropped_D: np.ndarray
+    kept_D: np.ndarray
+    is_exact_D: np.ndarray
+    similarity_D: np.ndarray
 
 
-class _Clusters:
-    """Union-find over indices."""
+@dataclass(frozen=True)
+class Candidates:
+    """Conversations whose text must be compared: those that share a band with other content, one of each content.
 
-    def __init__(self, size: int) -> None:
-        self._parent = list(range(size))
+    Attributes:
+        first_copy_N: index of the first conversation with the same content.
+        indices_C: the candidates' indices, sorted.
+        bands: for each band its members of buckets of two and more, as places among the candidates, and the number of
+            each one's bucket; a bucket's members lie side by side.
+    """
 
-    def root(self, index: int) -> int:
-        while self._parent[index] != index:
-            self._parent[index] = self._parent[self._parent[index]]
-            index = self._parent[index]
-        return index
-
-    def join(self, first: int, second: int) -> None:
-        self._parent[self.root(second)] = self.root(first)
+    first_copy_N: np.ndarray
+    indices_C: np.ndarray
+    bands: list[tuple[np.ndarray, np.ndarray]]
 
 
-def find_duplicates(
-    content_hashes: Sequence[bytes],
-    band_keys: np.ndarray,
-    completion_lengths: Sequence[int],
-    similarity: Callable[[int, int], float],
-    threshold: float,
-) -> list[Duplicate]:
-    """All conversations to drop, in order of index.
+def find_candidates(content_hashes: np.ndarray, band_keys: np.ndarray | None) -> Candidates:
+    """Look for equal content and equal bands.
 
     Args:
-        content_hashes: of N conversations; equal hashes are exact duplicates.
-        band_keys: uint64 [N, bands].
-        completion_lengths: what makes a cluster's best: the longest.
-        similarity: exact similarity of two conversations by index; called for `candidates` only.
-        threshold: at which two conversations count as one.
+        content_hashes: uint64 [N, 2]; equal hashes are exact duplicates.
+        band_keys: uint64 [N, bands]; None where only exact duplicates are looked for.
     """
-    clusters = _Clusters(len(content_hashes))
-    first_copy = _first_copies(content_hashes)
-    for index, first in enumerate(first_copy):
-        clusters.join(first, index)
-
-    def is_near(first: int, second: int) -> bool:
-        return similarity(first, second) >= threshold
-
-    for bucket in _buckets(band_keys, candidates(content_hashes, band_keys)):
-        _join_bucket(clusters, bucket, is_near)
-    return _drop_all_but_the_best(
-        clusters,
-        content_hashes,
-        completion_lengths,
-        lambda first, second: similarity(first_copy[first], first_copy[second]),
+    first_copy_N = _first_copies(content_hashes)
+    distinct = np.unique(first_copy_N)
+    bands = []
+    for keys in () if band_keys is None else band_keys.T:
+        mine = keys[distinct]
+        order = np.argsort(mine, kind="stable")
+        is_start = np.ones(len(order) + 1, dtype=bool)
+        is_start[1:-1] = mine[order][1:] != mine[order][:-1]
+        shared = ~(is_start[:-1] & is_start[1:])
+        bands.append((distinct[order[shared]], np.cumsum(is_start[:-1])[shared]))
+    indices_C = np.unique(np.concatenate([members for members, _ in bands])) if bands else distinct[:0]
+    return Candidates(
+        first_copy_N, indices_C, [(np.searchsorted(indices_C, members), bucket) for members, bucket in bands]
     )
 
 
-def candidates(content_hashes: Sequence[bytes], band_keys: np.ndarray) -> np.ndarray:
-    """Conversations whose text must be compared: those that share a band with other content, one of each content.
+def find_duplicates(
+    candidates: Candidates, similarity: Similarity, threshold: float, preference_N: np.ndarray
+) -> Duplicates:
+    """All conversations to drop.
 
     Args:
-        content_hashes: of N conversations.
-        band_keys: uint64 [N, bands].
-
-    Returns:
-        int64, sorted indices.
+        candidates: of N conversations.
+        similarity: of the candidates.
+        threshold: at which two conversations count as one.
+        preference_N: of a cluster the conversation with the highest stays, of several the earliest.
     """
-    distinct = np.unique(np.array(_first_copies(content_hashes), dtype=np.int64))
-    shares_band = np.zeros(len(distinct), dtype=bool)
-    for keys in band_keys[distinct].T:
-        _, value, count = np.unique(keys, return_inverse=True, return_counts=True)
-        shares_band |= count[value] > 1
-    return distinct[shares_band]
+    label_N = np.arange(len(candidates.first_copy_N))
+    label_N[candidates.indices_C] = candidates.indices_C[_clusters(candidates, similarity, threshold)]
+    label_N = label_N[candidates.first_copy_N]
+
+    order = np.lexsort((np.arange(len(label_N)), -preference_N, label_N))
+    is_best = np.ones(len(order), dtype=bool)
+    is_best[1:] = label_N[order][1:] != label_N[order][:-1]
+    kept_N = np.empty_like(label_N)
+    kept_N[order] = order[is_best][np.cumsum(is_best) - 1]
+
+    dropped_D = np.flatnonzero(kept_N != np.arange(len(kept_N)))
+    kept_D = kept_N[dropped_D]
+    content_D, kept_content_D = candidates.first_copy_N[dropped_D], candidates.first_copy_N[kept_D]
+    is_copy_D = content_D == kept_content_D
+    similarity_D = np.ones(len(dropped_D))
+    places = [np.searchsorted(candidates.indices_C, content[~is_copy_D]) for content in (content_D, kept_content_D)]
+    similarity_D[~is_copy_D] = similarity(*places)
+    return Duplicates(dropped_D, kept_D, is_copy_D | (content_D != dropped_D), similarity_D)
 
 
-def _first_copies(content_hashes: Sequence[bytes]) -> list[int]:
-    first_with: dict[bytes, int] = {}
-    return [first_with.setdefault(content_hash, index) for index, content_hash in enumerate(content_hashes)]
+def _first_copies(content_hashes: np.ndarray) -> np.ndarray:
+    order = np.lexsort((content_hashes[:, 1], content_hashes[:, 0]))  # stable: of equal ones the first comes first
+    is_first = np.ones(len(order), dtype=bool)
+    is_first[1:] = (content_hashes[order][1:] != content_hashes[order][:-1]).any(axis=1)
+    first_copy_N = np.empty(len(order), dtype=np.int64)
+    first_copy_N[order] = order[is_first][np.cumsum(is_first) - 1]
+    return first_copy_N
 
 
-def _buckets(band_keys: np.ndarray, indices: np.ndarray) -> Iterator[list[int]]:
-    """Conversations that share a band, for each band."""
-    for keys in band_keys[indices].T:
-        order = np.argsort(keys, kind="stable")
-        borders = np.flatnonzero(np.diff(keys[order])) + 1
-        yield from (bucket.tolist() for bucket in np.split(indices[order], borders))
+def _clusters(candidates: Candidates, similarity: Similarity, threshold: float) -> np.ndarray:
+    """The lowest place of each candidate's cluster."""
+    size = len(candidates.indices_C)
+    label_C = np.arange(size)
+    compared = np.empty(0, dtype=np.int64)
+
+    def join(pairs: np.ndarray) -> None:
+        nonlocal label_C
+        first_P, second_P = np.divmod(pairs, size)
+        near = similarity(first_P, second_P) >= threshold
+        label_C = _join(label_C, first_P[near], second_P[near])
+
+    for pairs in _neighbours(candidates, size):
+        join(pairs)
+        compared = pairs
+    for pairs in _pairs_across(candidates, size, lambda: label_C):
+        join(np.setdiff1d(pairs, compared, assume_unique=True))
+    return label_C
 
 
-def _join_bucket(clusters: _Clusters, bucket: Iterable[int], is_near: Callable[[int, int], bool]) -> None:
-    """Join the clusters of all near pairs of a bucket.
-
-    Members are kept by cluster, and one that comes is compared with the clusters that it is not in, each until a near
-    member is found. So N conversations that are all near cost N comparisons, not N^2.
-    """
-    members: dict[int, list[int]] = {}
-    for index in bucket:
-        root = clusters.root(index)
-        members.setdefault(root, []).append(index)
-        for other in [other for other in members if other != root]:
-            if any(is_near(member, index) for member in members[other]):
-                clusters.join(other, root)
-                members[other] += members.pop(root)
-                root = other
+def _neighbours(candidates: Candidates, size: int) -> Iterator[np.ndarray]:
+    """All pairs of neighbours in a bucket, at once."""
+    pairs = [_pairs_at(members, bucket, 1, size) for members, bucket in candidates.bands]
+    if pairs:
+        yield np.unique(np.concatenate(pairs))
 
 
-def _drop_all_but_the_best(
-    clusters: _Clusters,
-    content_hashes: Sequence[bytes],
-    completion_lengths: Sequence[int],
-    similarity: Callable[[int, int], float],
-) -> list[Duplicate]:
-    members: dict[int, list[int]] = defaultdict(list)
-    for index in range(len(content_hashes)):
-        members[clusters.root(index)].append(index)
-    duplicates: list[Duplicate] = []
-    for cluster in members.values():
-        kept = max(cluster, key=lambda index: (completion_lengths[index], -index))
-        seen = {content_hashes[kept]}
-        for index in cluster:
-            if index != kept:
-                kind: Literal["exact", "near"] = "exact" if content_hashes[index] in seen else "near"
-                is_copy = content_hashes[index] == content_hashes[kept]
-                duplicates.append(Duplicate(index, kept, kind, 1.0 if is_copy else similarity(index, kept)))
-                seen.add(content_hashes[index])
-    return sorted(duplicates, key=lambda duplicate: duplicate.dropped)
+def _pairs_across(candidates: Candidates, size: int, labels: Callable[[], np.ndarray]) -> Iterator[np.ndarray]:
+    """Pairs that lie further apart in a bucket and, when they are yielded, in different clusters."""
+    pending: list[np.ndarray] = []
+
+    def flush() -> np.ndarray:
+        pairs = np.unique(np.concatenate(pending))
+        pending.clear()
+        return pairs
+
+    for all_members, all_buckets in candidates.bands:
+        members, bucket = _of_several_clusters(all_members, all_buckets, labels())
+        distance = 2
+        while len(pairs := _pairs_at(members, bucket, distance, size)):
+            first_P, second_P = np.divmod(pairs, size)
+            pending.append(pairs[labels()[first_P] != labels()[second_P]])
+            distance += 1
+            if sum(map(len, pending)) >= _PAIRS_AT_ONCE:
+                yield flush()
+    if pending:
+        yield flush()
+
+
+def _of_several_clusters(members: np.ndarray, bucket: np.ndarray, label_C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Members of the buckets that hold more than one cluster."""
+    if not len(members):
+        return members, bucket
+    number = np.cumsum(np.concatenate([[0], bucket[1:] != bucket[:-1]]))
+    starts = np.flatnonzero(np.concatenate([[True], bucket[1:] != bucket[:-1]]))
+    label = label_C[members]
+    is_mixed = np.maximum.reduceat(label, starts) != np.minimum.reduceat(label, starts)
+    return members[is_mixed[number]], bucket[is_mixed[number]]
+
+
+def _pairs_at(members: np.ndarray, bucket: np.ndarray, distance: int, size: int) -> np.ndarray:
+    """Pairs of a bucket that lie so far apart in it, each as one number: lower place x size + higher place."""
+    together = bucket[distance:] == bucket[:-distance]
+    one, other = members[:-distance][together], members[distance:][together]
+    pairs: np.ndarray = np.minimum(one, other) * size + np.maximum(one, other)
+    return pairs
+
+
+def _join(label_C: np.ndarray, first_P: np.ndarray, second_P: np.ndarray) -> np.ndarray:
+    """The labels after joining the clusters of each pair; a cluster's label is its lowest member."""
+    label_C = label_C.copy()
+    while True:
+        one, other = label_C[first_P], label_C[second_P]
+        apart = one != other
+        if not apart.any():
+            return label_C
+        np.minimum.at(label_C, np.maximum(one, other)[apart], np.minimum(one, other)[apart])
+        while not np.array_equal(shorter := label_C[label_C], label_C):
+            label_C = shorter

@@ -17,7 +17,7 @@ import pyarrow as pa
 from ray_jobs.data.accounting import Counted
 from ray_jobs.data.decontaminate import NgramIndex, Overlap
 from ray_jobs.data.formats import Conversation, RowReader, Turn
-from ray_jobs.data.minhash import band_keys, bands_and_rows
+from ray_jobs.data.minhash import band_keys
 from ray_jobs.data.normalise import Row, batches, normalised, with_system_prompt
 from ray_jobs.data.parquet_files import optional_parquet_writer, parquet_writer, read_parquet
 from ray_jobs.data.raw_rows import read_rows
@@ -28,7 +28,7 @@ from service.spec.data import DataSpec, DedupSpec
 from service.spec.source import SourceSpec
 
 CONVERSATIONS, REJECTED, CONTAMINATED, TOKENISED = "conversations", "rejected", "contaminated", "tokenised"
-TOKENIZER = "tokenizer"
+SIGNATURES, TOKENIZER = "signatures", "tokenizer"
 """Directories of a corpus."""
 _BATCH = 512
 """Conversations handled at once: bounds a task's memory."""
@@ -36,6 +36,7 @@ _BATCH = 512
 CONVERSATION_SCHEMA = pa.schema(
     [("row", pa.int64()), ("roles", pa.list_(pa.string())), ("contents", pa.list_(pa.string()))]
 )
+SIGNATURE_SCHEMA = pa.schema([("minima", pa.binary())])
 REJECTED_SCHEMA = pa.schema(
     [
         ("source", pa.string()),
@@ -86,8 +87,15 @@ def part_url(directory_url: str, file: int) -> str:
 
 
 def conversation_text(conversation: Conversation) -> str:
-    """The text that deduplication compares: the whole conversation, roles left out."""
+    """The whole conversation, roles left out."""
     return "\n".join(turn.content for turn in conversation)
+
+
+def compared_text(conversation: Conversation, dedup: DedupSpec) -> str:
+    """The text that deduplication compares."""
+    if dedup.compare == "conversation":
+        return conversation_text(conversation)
+    return conversation_text(tuple(turn for turn in conversation if turn.role != "assistant"))
 
 
 def read_file(
@@ -102,8 +110,9 @@ def read_file(
         batch: one line: `file` and the fields of a `SourceFile`.
         data: the spec.
         benchmarks: what must not be trained on, if anything.
-        corpus_url: whose parts to write: of conversations; of rows that are no conversation; and of those that overlap
-            with a benchmark, one line for each benchmark that a row meets. The latter two only where there are such.
+        corpus_url: whose parts to write: of conversations; of their signatures; of rows that are no conversation; and
+            of those that overlap with a benchmark, one line for each benchmark that a row meets. The latter three only
+            where there are such.
 
     Yields:
         Tables of `KEY_SCHEMA`, one line per raw row; `position` is the conversation's place in the part, and null for a
@@ -118,6 +127,7 @@ def read_file(
     raw_rows = Counted(read_rows(file, reader.columns))
     with (
         parquet_writer(part_url(f"{corpus_url}/{CONVERSATIONS}", number), CONVERSATION_SCHEMA) as writer,
+        optional_parquet_writer(part_url(f"{corpus_url}/{SIGNATURES}", number), SIGNATURE_SCHEMA) as write_signatures,
         optional_parquet_writer(part_url(f"{corpus_url}/{REJECTED}", number), REJECTED_SCHEMA) as reject,
         optional_parquet_writer(part_url(f"{corpus_url}/{CONTAMINATED}", number), CONTAMINATED_SCHEMA) as report,
     ):
@@ -128,7 +138,8 @@ def read_file(
             reject(_rejected_table(source.name, file.url, bad))
             report(_contaminated_table(source.name, file.url, contaminated))
             gone = [(row, False) for row in bad] + [(row, True) for row, _ in contaminated]
-            bands = _bands(good, data.dedup, source.duplicates)
+            bands, minima = _sign(good, data.dedup, source.duplicates)
+            write_signatures(pa.table([minima], schema=SIGNATURE_SCHEMA))
             yield _keys(number, position, good, gone, bands)
             position, num_lines = position + len(good), num_lines + len(good) + len(gone)
     if num_lines != raw_rows.count:
@@ -143,20 +154,21 @@ def _split(rows: Sequence[Row], benchmarks: NgramIndex | None) -> tuple[Sequence
     return [row for row, overlaps in pairs if not overlaps], [(row, overlaps) for row, overlaps in pairs if overlaps]
 
 
-def _bands(
+def _sign(
     rows: Sequence[Row], dedup: DedupSpec | None, duplicates: Literal["near", "exact"]
-) -> Sequence[bytes | None]:
-    """Band keys of each row.
+) -> tuple[Sequence[bytes | None], list[bytes]]:
+    """Band keys and signature of each row; no signatures where nothing is to be deduplicated.
 
     Rows of which only copies are to go get keys of their content hash: 64 bits that no other content shares, so they
     are nobody's candidates.
     """
-    if dedup is None or not rows:
-        return [None] * len(rows)
+    if dedup is None:
+        return [None] * len(rows), []
+    keys, minima = band_keys([compared_text(row.conversation, dedup) for row in rows], dedup)
+    signatures = [signature.tobytes() for signature in minima]
     if duplicates == "exact":
-        num_bands, _ = bands_and_rows(dedup)
-        return [_content_hash(row.conversation)[:8] * num_bands for row in rows]
-    return [keys.tobytes() for keys in band_keys([conversation_text(row.conversation) for row in rows], dedup)]
+        return [_content_hash(row.conversation)[:8] * keys.shape[1] for row in rows], signatures
+    return [line.tobytes() for line in keys], signatures
 
 
 def _keys(

@@ -1,4 +1,4 @@
-"""MinHash bands against datasketch, and deduplication against brute force."""
+"""Deduplication against brute force over all pairs of shingle strings."""
 
 from __future__ import annotations
 
@@ -8,25 +8,42 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from datasketch import MinHash
 
-from ray_jobs.data.dedup import Duplicate, _Clusters, candidates, find_duplicates
-from ray_jobs.data.minhash import band_keys, bands_and_rows, jaccard, shingles
+from ray_jobs.data.dedup import Candidates, Duplicates, Similarity, find_candidates, find_duplicates
+from ray_jobs.data.minhash import ShingleSets, band_keys
 from service.spec.data import DedupSpec
 
 SPEC = DedupSpec()
 WORDS = [f"w{number}" for number in range(400)]
 
 
-def duplicates_of(texts: Sequence[str], lengths: Sequence[int] | None = None) -> list[Duplicate]:
-    sets = [shingles(text, SPEC.shingle_words) for text in texts]
+def shingles(text: str) -> set[str]:
+    """The strings themselves, no hashes."""
+    words = text.lower().split()
+    last = max(len(words) - SPEC.shingle_words, 0)
+    return {" ".join(words[start : start + SPEC.shingle_words]) for start in range(last + 1)}
+
+
+def jaccard(first: set[str], second: set[str]) -> float:
+    return len(first & second) / len(first | second)
+
+
+def content_hashes(texts: Sequence[str]) -> np.ndarray:
+    digests = b"".join(hashlib.sha256(text.encode()).digest()[:16] for text in texts)
+    return np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2)
+
+
+def duplicates_of(texts: Sequence[str], preference: Sequence[int] | None = None) -> Duplicates:
+    candidates = find_candidates(content_hashes(texts), band_keys(texts, SPEC)[0])
+    sets = ShingleSets.of([texts[index] for index in candidates.indices_C], SPEC.shingle_words)
     return find_duplicates(
-        [hashlib.sha256(text.encode()).digest()[:16] for text in texts],
-        band_keys(texts, SPEC),
-        lengths or [len(text) for text in texts],
-        lambda first, second: jaccard(sets[first], sets[second]),
-        SPEC.threshold,
+        candidates, sets.jaccard, SPEC.threshold, np.array(preference or [len(text) for text in texts])
     )
+
+
+def as_rows(duplicates: Duplicates) -> list[tuple[int, int, bool, float]]:
+    columns = (duplicates.dropped_D, duplicates.kept_D, duplicates.is_exact_D, duplicates.similarity_D)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
 def edited_texts(seed: int, num_texts: int = 60) -> list[str]:
@@ -46,7 +63,7 @@ def edited_texts(seed: int, num_texts: int = 60) -> list[str]:
 
 def brute_force_clusters(texts: Sequence[str]) -> set[frozenset[int]]:
     """Connected components over all pairs at the threshold, by repeated merging."""
-    sets = [shingles(text, SPEC.shingle_words) for text in texts]
+    sets = [shingles(text) for text in texts]
     clusters = [{index} for index in range(len(texts))]
     for first in range(len(texts)):
         for second in range(first):
@@ -56,11 +73,11 @@ def brute_force_clusters(texts: Sequence[str]) -> set[frozenset[int]]:
     return {frozenset(cluster) for cluster in clusters}
 
 
-def clusters_of(duplicates: list[Duplicate], size: int) -> set[frozenset[int]]:
-    dropped = {duplicate.dropped for duplicate in duplicates}
-    clusters = {index: {index} for index in range(size) if index not in dropped}
-    for duplicate in duplicates:
-        clusters[duplicate.kept].add(duplicate.dropped)
+def clusters_of(duplicates: Duplicates, size: int) -> set[frozenset[int]]:
+    clusters = {index: {index} for index in range(size)}
+    for dropped, kept, *_ in as_rows(duplicates):
+        del clusters[dropped]
+        clusters[kept].add(dropped)
     return {frozenset(cluster) for cluster in clusters.values()}
 
 
@@ -74,135 +91,110 @@ def test_clusters_equal_those_of_brute_force(seed: int) -> None:
 
 def test_what_is_kept_has_no_near_twin() -> None:
     texts = edited_texts(9)
-    dropped = {duplicate.dropped for duplicate in duplicates_of(texts)}
-    kept = [shingles(text, SPEC.shingle_words) for index, text in enumerate(texts) if index not in dropped]
+    dropped = set(duplicates_of(texts).dropped_D.tolist())
+    kept = [shingles(text) for index, text in enumerate(texts) if index not in dropped]
     assert all(jaccard(a, b) < SPEC.threshold for number, a in enumerate(kept) for b in kept[:number])
 
 
-def test_the_longest_completion_stays_then_the_earliest() -> None:
+def test_the_preferred_one_stays_then_the_earliest() -> None:
     same = " ".join(WORDS[:80])
-    assert [(d.dropped, d.kept) for d in duplicates_of([same] * 3, [1, 5, 5])] == [(0, 1), (2, 1)]
-    assert [(d.dropped, d.kept) for d in duplicates_of([same] * 3, [4, 4, 4])] == [(1, 0), (2, 0)]
+    assert [row[:2] for row in as_rows(duplicates_of([same] * 3, [1, 5, 5]))] == [(0, 1), (2, 1)]
+    assert [row[:2] for row in as_rows(duplicates_of([same] * 3, [4, 4, 4]))] == [(1, 0), (2, 0)]
 
 
 def test_every_dropped_one_tells_kind_and_similarity() -> None:
     base = WORDS[:100]
     near = [*base[:-1], "other"]
     texts = [" ".join(words) for words in (base, near, base, near, WORDS[200:300])]
-    assert duplicates_of(texts, [9, 1, 1, 1, 1]) == [
-        Duplicate(1, 0, "near", pytest.approx(95 / 97)),
-        Duplicate(2, 0, "exact", 1.0),
-        Duplicate(3, 0, "exact", pytest.approx(95 / 97)),
+    assert as_rows(duplicates_of(texts, [9, 1, 1, 1, 1])) == [
+        (1, 0, False, pytest.approx(95 / 97)),
+        (2, 0, True, 1.0),
+        (3, 0, True, pytest.approx(95 / 97)),
     ]
+    assert as_rows(duplicates_of(texts, [1, 9, 1, 1, 1])) == [
+        (0, 1, False, pytest.approx(95 / 97)),
+        (2, 1, True, pytest.approx(95 / 97)),
+        (3, 1, True, 1.0),
+    ]
+
+
+def hashes_of(numbers: Sequence[int]) -> np.ndarray:
+    return np.array([[number, number] for number in numbers], dtype=np.uint64).reshape(-1, 2)
+
+
+def constant(similarity: float) -> Similarity:
+    return lambda first_P, _second_P: np.full(len(first_P), similarity)
 
 
 def test_candidates_below_the_threshold_stay_apart() -> None:
     """Equal bands alone prove nothing: the pair is verified."""
-    keys = np.zeros((2, 4), dtype=np.uint64)
-    assert find_duplicates([b"a", b"b"], keys, [1, 1], lambda *_: 0.69, 0.7) == []
-    assert len(find_duplicates([b"a", b"b"], keys, [1, 1], lambda *_: 0.70, 0.7)) == 1
+    candidates = find_candidates(hashes_of([1, 2]), np.zeros((2, 4), dtype=np.uint64))
+    ones = np.ones(2)
+    assert as_rows(find_duplicates(candidates, constant(0.69), 0.7, ones)) == []
+    assert as_rows(find_duplicates(candidates, constant(0.70), 0.7, ones)) == [(1, 0, False, 0.70)]
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_clusters_are_the_connected_components_of_any_near_pairs(seed: int) -> None:
+@pytest.mark.parametrize("pairs_at_once", [1, 7, 1 << 20])
+def test_clusters_are_the_connected_components_of_any_near_pairs(
+    seed: int, pairs_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Pairs near by chance and buckets by chance, so that clusters grow together in every way."""
+    monkeypatch.setattr("ray_jobs.data.dedup._PAIRS_AT_ONCE", pairs_at_once)
     rng = np.random.default_rng(seed)
     size = 40
-    hashes = [bytes([value]) for value in rng.integers(0, 36, size)]
-    keys = rng.integers(0, 8, (size, 3)).astype(np.uint64)
-    keys = keys[[hashes.index(content_hash) for content_hash in hashes]]
+    contents = rng.integers(0, 36, size)
+    keys = rng.integers(0, 8, (36, 3)).astype(np.uint64)[contents]
     near_contents = np.triu(rng.random((36, 36)) < 0.15)
-    contents = [content_hash[0] for content_hash in hashes]
     near = (near_contents | near_contents.T)[np.ix_(contents, contents)]
-    duplicates = find_duplicates(hashes, keys, [1] * size, lambda a, b: float(near[a, b]), 0.5)
+    candidates = find_candidates(hashes_of(contents), keys)
+
+    def similarity(first_P: np.ndarray, second_P: np.ndarray) -> np.ndarray:
+        compared: np.ndarray = near[candidates.indices_C[first_P], candidates.indices_C[second_P]].astype(float)
+        return compared
+
+    duplicates = find_duplicates(candidates, similarity, 0.5, np.ones(size))
     joined = near & (keys[:, None] == keys[None]).any(axis=2)
     joined |= np.equal.outer(contents, contents)
     for _ in range(6):
         joined = joined @ joined
     expected = {frozenset(np.flatnonzero(row).tolist()) for row in joined}
-    assert 3 < len(expected) < size - 5
+    assert 1 < len(expected) < size - 5
     assert clusters_of(duplicates, size) == expected
 
 
 def test_many_near_copies_take_comparisons_in_proportion() -> None:
-    """Two templates, each filled in 1,500 times: one comparison joins a row, one more tells how near it was."""
+    """Two templates, each filled in 1,500 times: a few comparisons join a row, one more tells how near it was."""
     templates = [WORDS[:100], WORDS[100:200]]
     texts = [" ".join([f"name{number}", *templates[number % 2]]) for number in range(3000)]
-    sets = [shingles(text, SPEC.shingle_words) for text in texts]
+    candidates = find_candidates(content_hashes(texts), band_keys(texts, SPEC)[0])
+    sets = ShingleSets.of(texts, SPEC.shingle_words)
+    assert candidates.indices_C.tolist() == list(range(3000))
     calls = 0
 
-    def similarity(first: int, second: int) -> float:
+    def similarity(first_P: np.ndarray, second_P: np.ndarray) -> np.ndarray:
         nonlocal calls
-        calls += 1
-        return jaccard(sets[first], sets[second])
+        calls += len(first_P)
+        return sets.jaccard(first_P, second_P)
 
-    hashes = [text.encode() for text in texts]
-    duplicates = find_duplicates(hashes, band_keys(texts, SPEC), [1] * len(texts), similarity, SPEC.threshold)
-    assert [duplicate.kept for duplicate in duplicates] == [number % 2 for number in range(2, 3000)]
-    assert calls == 2 * len(duplicates)
-
-
-def test_a_pair_that_shares_a_cluster_is_not_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even to see that it does: 2,000 rows have two million pairs, and share most of 25 bands."""
-    roots = 0
-    root = _Clusters.root
-
-    def counted(clusters: _Clusters, index: int) -> int:
-        nonlocal roots
-        roots += 1
-        return root(clusters, index)
-
-    monkeypatch.setattr(_Clusters, "root", counted)
-    size, num_bands = 2000, 25
-    keys = np.zeros((size, num_bands), dtype=np.uint64)
-    hashes = [number.to_bytes(4, "little") for number in range(size)]
-    assert len(find_duplicates(hashes, keys, [1] * size, lambda *_: 1.0, 0.7)) == size - 1
-    assert roots < 3 * size * num_bands
+    duplicates = find_duplicates(candidates, similarity, SPEC.threshold, np.ones(len(texts)))
+    assert duplicates.kept_D.tolist() == [number % 2 for number in range(2, 3000)]
+    assert calls < 4 * len(texts)
 
 
 def test_candidates_are_one_of_each_content_that_shares_a_band() -> None:
     keys = np.array([[1, 1], [2, 2], [1, 1], [3, 2], [4, 4], [4, 4]], dtype=np.uint64)
-    assert candidates([b"a", b"b", b"a", b"c", b"d", b"d"], keys).tolist() == [1, 3]
-    assert candidates([], np.zeros((0, 2), dtype=np.uint64)).tolist() == []
+    assert find_candidates(hashes_of([1, 2, 1, 3, 4, 4]), keys).indices_C.tolist() == [1, 3]
+    assert find_candidates(hashes_of([]), np.zeros((0, 2), dtype=np.uint64)).indices_C.tolist() == []
+
+
+@pytest.mark.parametrize("keys", [None, np.zeros((3, 0), dtype=np.uint64)])
+def test_without_bands_only_equal_content_is_dropped(keys: np.ndarray | None) -> None:
+    candidates: Candidates = find_candidates(hashes_of([5, 6, 5]), keys)
+    assert as_rows(find_duplicates(candidates, constant(0), 0.7, np.ones(3))) == [(2, 0, True, 1.0)]
 
 
 def test_numbers_that_differ_make_texts_differ() -> None:
     """Word problems share their wording; at 5 words a shingle two numbers in a short text part them."""
     texts = [f"Ada buys {n} pencils for {n + 1} dollars each. How much does Ada pay?" for n in range(2, 30)]
-    assert duplicates_of(texts) == []
-
-
-def test_bands_are_cut_from_the_signatures_of_datasketch() -> None:
-    texts = edited_texts(3, num_texts=12)
-    num_bands, num_rows = bands_and_rows(SPEC)
-    assert num_bands * num_rows <= SPEC.num_permutations
-    keys = band_keys(texts, SPEC)
-    assert keys.shape == (len(texts), num_bands)
-    signatures = []
-    for text in texts:
-        minhash = MinHash(num_perm=SPEC.num_permutations)
-        for shingle in shingles(text, SPEC.shingle_words):
-            minhash.update(shingle.encode())
-        signatures.append(minhash.hashvalues[: num_bands * num_rows].reshape(num_bands, num_rows))
-    for first, second in np.ndindex(len(texts), len(texts)):
-        equal_bands = (signatures[first] == signatures[second]).all(axis=1)
-        assert ((keys[first] == keys[second]) == equal_bands).all()
-
-
-@pytest.mark.parametrize(
-    ("threshold", "expected"), [(0.7, (25, 5)), (0.5, (42, 3)), (1.0, (1, 128)), (0.99, (4, 32)), (0.01, (128, 1))]
-)
-def test_bands_find_nearly_every_pair_at_the_threshold(threshold: float, expected: tuple[int, int]) -> None:
-    num_bands, num_rows = bands_and_rows(DedupSpec(threshold=threshold))
-    assert (num_bands, num_rows) == expected
-    if num_rows > 1:
-        assert 1 - (1 - threshold**num_rows) ** num_bands >= 0.98
-    more = num_rows + 1
-    assert 1 - (1 - threshold**more) ** (128 // more) < 0.98, "no more selective bands would do"
-
-
-def test_a_short_text_is_one_shingle() -> None:
-    assert shingles("Two  WORDS", 5) == {"two words"}
-    assert shingles("", 5) == {""}
-    assert shingles("a b c", 2) == {"a b", "b c"}
-    assert jaccard({"a", "b"}, {"b", "c"}) == pytest.approx(1 / 3)
+    assert as_rows(duplicates_of(texts)) == []

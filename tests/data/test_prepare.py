@@ -242,7 +242,7 @@ def test_bytes_do_not_depend_on_place_and_a_torn_directory_is_made_again(
     assert second.manifest["hash"] == first.manifest["hash"]
     assert len(rows_of(second, "train")) == second.manifest["packing"]["rows"] > 0
     expected = digests(tmp_path / "one")
-    assert len(expected) == 12, "3 parts twice, 3 of the tokenizer, index, 2 shards"
+    assert len(expected) == 16, "3 parts three times, 3 of the tokenizer, receipt, index, 2 shards"
     assert digests(tmp_path / "two[1]-*") == expected
     for directory in (tmp_path / "two[1]-*").iterdir():
         (directory / "manifest.json").unlink()
@@ -327,7 +327,7 @@ def test_a_row_that_a_task_loses_stops_the_run(
     assert list((tmp_path / "prepared").rglob("manifest.json")) == []
 
 
-def test_the_driver_reads_text_of_duplicate_candidates_only(
+def test_the_driver_reads_what_it_shows_and_trains_a_tokenizer_on(
     document: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
@@ -339,9 +339,61 @@ def test_the_driver_reads_text_of_duplicate_candidates_only(
 
     monkeypatch.setattr(CorpusBuilder, "_read_texts", counted)
     run(document, tmp_path / "prepared")
-    candidates, tokenizer, shown = read
-    assert candidates == 20, "ten near pairs; copies need no look"
-    assert (tokenizer, shown) == (120, 10)
+    assert read == [10, 120], "five pairs to show, and all that is kept"
+
+
+def receipt_of(prepared: PreparedData) -> list[dict[str, Any]]:
+    lines: list[dict[str, Any]] = read_parquet(prepared.manifest["dedup"]["receipt_url"]).to_pylist()
+    return lines
+
+
+def test_each_dropped_row_has_a_receipt_that_names_its_twin(document: dict[str, Any], tmp_path: Path) -> None:
+    prepared = run(document, tmp_path / "prepared")
+    receipt = receipt_of(prepared)
+    copies = [line for line in receipt if line["kind"] == "exact"]
+    assert [(line["file"], line["row"], line["kept_file"], line["kept_row"]) for line in copies] == [
+        ("code-1.jsonl", row, "code-0.jsonl", row) for row in range(1, 21)
+    ]
+    assert {line["similarity"] for line in copies} == {1.0}
+    near = [line for line in receipt if line["kind"] == "near"]
+    # the one with a word more stays
+    assert [(line["file"], line["row"], line["kept_file"], line["kept_row"]) for line in near] == [
+        ("code-0.jsonl", row, "code-1.jsonl", row) for row in range(21, 31)
+    ]
+    # 90 words have 86 shingles of five, and one word more has one more
+    assert {line["similarity"] for line in near} == {86 / 87}
+    dedup = prepared.manifest["dedup"]
+    assert dedup["clusters"] == 30
+    assert dedup["between_sources"] == [
+        {"dropped_source": "snippets", "kept_source": "snippets", "exact_duplicates": 20, "near_duplicates": 10}
+    ]
+    assert dedup["banding"]["precision"] == 1
+    assert 0.999 < dedup["banding"]["estimated_recall"] <= 1
+
+
+@pytest.mark.parametrize("verify", ["exact", "estimate"])
+def test_the_first_source_stays_if_asked_however_pairs_are_compared(
+    verify: str, document: dict[str, Any], tmp_path: Path
+) -> None:
+    document["data"]["dedup"] = {"keep": "first_source", "verify": verify}
+    near = [line for line in receipt_of(run(document, tmp_path / "prepared")) if line["kind"] == "near"]
+    assert [(line["file"], line["kept_file"]) for line in near] == [("code-1.jsonl", "code-0.jsonl")] * 10
+    # of 125 minima about as many agree as the sets do: within four standard deviations
+    assert all(abs(line["similarity"] - 86 / 87) < 4 * (86 / 87 / 87 / 125) ** 0.5 for line in near)
+    assert (len({line["similarity"] for line in near}) == 1) == (verify == "exact")
+
+
+def test_of_one_prompt_one_answer_stays_if_prompts_are_compared(document: dict[str, Any], tmp_path: Path) -> None:
+    write_jsonl(
+        tmp_path / "chat.jsonl",
+        [{"messages": [{"role": "user", "content": text(4321)}, {"role": "assistant", "content": text(n, 9)}]}
+         for n in range(9000, 9005)],
+    )  # fmt: skip
+    apart = run(document, tmp_path / "conversations").manifest["sources"][1]
+    document["data"]["dedup"] = {"compare": "prompt"}
+    together = run(document, tmp_path / "prompts").manifest["sources"][1]
+    assert (apart["rows_kept"], together["rows_kept"]) == (5, 1)
+    assert together["near_duplicates"] == 4
 
 
 BAD_ROWS = ["{", {"prompt": "a"}, {"prompt": "a", "completion": None}, [1], {"prompt": "a", "completion": "\ud800"}]
