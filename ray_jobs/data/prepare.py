@@ -188,7 +188,10 @@ class _Packer:
         """Pack the chosen documents and write their rows, one Ray task a shard; an empty shard where there are none."""
         lengths = self._length[chosen]
         rows = pack(lengths, self._spec.data.sequence_length)
-        shards = [rows[start : start + _ROWS_PER_SHARD] for start in range(0, len(rows) or 1, _ROWS_PER_SHARD)]
+        shards = [
+            rows.rows(start, min(start + _ROWS_PER_SHARD, len(rows)))
+            for start in range(0, len(rows) or 1, _ROWS_PER_SHARD)
+        ]
         pending = [
             write_shard.remote(
                 [[self._document(chosen[document]) for document in row] for row in shard],

@@ -59,8 +59,8 @@ U64 load(const unsigned char* from) {
   return group;
 }
 
-// A text's bytes with ASCII letters lowered, and for each byte whether it is of a space: 0xFF or 0. Behind the text both
-// have a group of spaces, so that groups can be read at any place.
+// A text's bytes with ASCII letters lowered, and for each byte whether it is of a space: 0xFF or 0. Behind the text
+// both have a group of spaces, so that groups can be read at any place.
 struct Classified {
   std::vector<unsigned char> lowered, space;
 
