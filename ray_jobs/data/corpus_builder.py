@@ -23,17 +23,15 @@ from ray_jobs.data.decontaminate import NgramIndex
 from ray_jobs.data.dedup import Duplicates
 from ray_jobs.data.duplicates import DuplicateSearch, Rows
 from ray_jobs.data.mixture import within_cap
-from ray_jobs.data.parquet_files import parquet_writer, read_parquet
+from ray_jobs.data.parquet_files import parquet_writer, part_url, read_parquet
+from ray_jobs.data.removed_rows import CONTAMINATED, REJECTED, first_lines, rows_of_benchmarks
 from ray_jobs.data.sources import SourceFile
 from ray_jobs.data.tasks import (
-    CONTAMINATED,
     CONVERSATIONS,
     INDEX_SCHEMA,
     KEY_SCHEMA,
-    REJECTED,
     TOKENIZER,
     conversation_text,
-    part_url,
     read_conversations,
     read_file,
     tokenise_file,
@@ -44,7 +42,6 @@ from service.spec.job import JobSpec
 from service.spec.source import SourceSpec
 
 INDEX_FILE = "index.parquet"
-_MAX_ROWS_SHOWN = 20
 _MAX_DUPLICATES_SHOWN = 5
 _MAX_CHARS_SHOWN = 160
 
@@ -62,6 +59,11 @@ class _FileTask(NamedTuple):
 
 _READ = _FileTask("read and sign", read_file, KEY_SCHEMA)
 _TOKENISE = _FileTask("tokenise", tokenise_file, INDEX_SCHEMA)
+
+
+def _file_numbers(keys: pa.Table) -> list[int]:
+    """Files that the keys are of, in order."""
+    return list(dict.fromkeys(keys["file"].to_pylist()))
 
 
 class CorpusBuilder:
@@ -94,7 +96,7 @@ class CorpusBuilder:
             "accounting": self._ledger.stages,
             "rejected_rows": self._rejected,
             "rejected_rows_url": f"{self._url}/{REJECTED}",
-            "decontamination": self._decontamination(lines),
+            "decontamination": self._decontamination(lines.filter(lines["is_contaminated"])),
             "dedup": self._dedup,
             "dedup_examples": self._dedup_examples,
         }
@@ -113,7 +115,7 @@ class CorpusBuilder:
         table = table.sort_by([("file", "ascending"), ("row", "ascending")])
         is_good, is_contaminated = pc.is_valid(table["position"]), table["is_contaminated"]
         bad = table.filter(pc.invert(pc.or_(is_good, is_contaminated)))
-        self._rejected = self._first_lines(bad, REJECTED)
+        self._rejected = first_lines(f"{self._url}/{REJECTED}", _file_numbers(bad))
         if self._rejected and self._spec.data.on_bad_row == "fail":
             raise self._bad_rows(self._rejected, len(bad))
         self._enter(
@@ -130,32 +132,19 @@ class CorpusBuilder:
         before = {name: rows for name, rows in self._counts.items() if name != "rows_kept"}
         self._counts = {"rows_read": rows_in} | before | gone | {"rows_kept": on}
 
-    def _first_lines(self, keys: pa.Table, directory: str) -> list[dict[str, Any]]:
-        """The first lines of the parts that tell of these keys' rows."""
-        lines: list[dict[str, Any]] = []
-        for file in dict.fromkeys(keys["file"].to_pylist()):
-            part = read_parquet(part_url(f"{self._url}/{directory}", file))
-            lines += part.slice(0, _MAX_ROWS_SHOWN - len(lines)).to_pylist()
-            if len(lines) == _MAX_ROWS_SHOWN:
-                break
-        return lines
-
-    def _decontamination(self, lines: pa.Table) -> dict[str, Any] | None:
+    def _decontamination(self, contaminated: pa.Table) -> dict[str, Any] | None:
         spec, index = self._spec.data.decontaminate, self._benchmarks
         if spec is None or index is None:
             return None
-        contaminated = lines.filter(lines["is_contaminated"])
-        rows: Counter[str] = Counter()
-        for file in dict.fromkeys(contaminated["file"].to_pylist()):
-            part = read_parquet(part_url(f"{self._url}/{CONTAMINATED}", file), ["benchmark"])
-            rows.update(part["benchmark"].to_pylist())
+        url, files = f"{self._url}/{CONTAMINATED}", _file_numbers(contaminated)
+        rows = rows_of_benchmarks(url, files)
         return {
             "ngram_words": spec.ngram_words,
             "ngrams": index.num_ngrams,
             "short_texts": index.num_short_texts,
             "benchmarks": [{"name": benchmark.name, "rows": rows[benchmark.name]} for benchmark in spec.against],
-            "rows": self._first_lines(contaminated, CONTAMINATED),
-            "rows_url": f"{self._url}/{CONTAMINATED}",
+            "rows": first_lines(url, files),
+            "rows_url": url,
         }
 
     def _cap(self, keys: pa.Table) -> pa.Table:

@@ -20,8 +20,8 @@ from fsspec.core import url_to_fs
 
 from ray_jobs.data.dedup import Duplicates, find_candidates, find_duplicates
 from ray_jobs.data.minhash import ShingleSets, bands_and_rows
-from ray_jobs.data.parquet_files import parquet_writer
-from ray_jobs.data.tasks import CONVERSATIONS, SIGNATURES, compared_text, part_url, read_conversations
+from ray_jobs.data.parquet_files import parquet_writer, part_url
+from ray_jobs.data.tasks import CONVERSATIONS, SIGNATURES, compared_text, read_conversations
 from service.spec.data import DedupSpec
 
 RECEIPT_FILE = "duplicates.parquet"

@@ -17,6 +17,11 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 
+def part_url(directory_url: str, file: int) -> str:
+    """URL of a file's part."""
+    return f"{directory_url}/part-{file:05d}.parquet"
+
+
 @contextmanager
 def parquet_writer(url: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
     """A writer whose file appears when the block ends well, and never otherwise on a local filesystem.

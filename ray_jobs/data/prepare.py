@@ -24,6 +24,13 @@ from ray_jobs.data.corpus import Corpus, prepare_corpus, read_manifest, write_ma
 from ray_jobs.data.corpus_builder import ProgressCallback
 from ray_jobs.data.mixture import Candidates, choose_mixture, held_out
 from ray_jobs.data.packing import lower_bound, pack
+from ray_jobs.data.packing_report import (
+    Written,
+    describe_held_out,
+    describe_mixture,
+    describe_packing,
+    describe_sources,
+)
 from ray_jobs.data.shards import Document, write_shard
 from service.errors import EmptyDataError
 from service.spec.job import JobSpec
@@ -84,18 +91,6 @@ def _identity(spec: JobSpec, corpus: Corpus) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
 
 
-@dataclass
-class _Written:
-    """What was packed into one directory."""
-
-    num_rows: int
-    num_documents: int
-    bound_rows: int
-    documents: Counter[str]
-    tokens: Counter[str]
-    trained: Counter[str]
-
-
 class _Packer:
     """Holds out, mixes and packs one corpus."""
 
@@ -127,26 +122,19 @@ class _Packer:
         self._ledger.stage("fit", rows(np.arange(len(self._source))), rows(usable), dropped=rows(dropped))
         self._ledger.stage("hold out", rows(usable), rows(training), held_out=rows(kept_out))
         self._ledger.stage("mix", rows(training), rows(np.unique(chosen)), left_out_by_mixture=rows(left_out))
+        available = Counter(self._category[training].tolist())
         train, evaluation = self._write(chosen, "train"), self._write(kept_out, "held_out")
         corpus = {key: value for key, value in self._corpus.manifest.items() if key != "hash"}
         return {
             "corpus": self._corpus.manifest["hash"],
             **corpus,
             "accounting": corpus["accounting"] + self._ledger.stages,
-            "held_out": [
-                {
-                    "category": name,
-                    "examples": count,
-                    "tokens": evaluation.tokens[name],
-                    "trained_tokens": evaluation.trained[name],
-                }
-                for name, count in sorted(evaluation.documents.items())
-            ],
+            "held_out": describe_held_out(evaluation),
             "mixture_by": self._spec.data.mixture_by,
-            "mixture": self._describe_mixture(train, training, stopped_by),
+            "mixture": describe_mixture(self._spec.data, train, available, stopped_by),
             "mixture_sources": self._describe_sources(training, chosen),
             "packing": {
-                **self._describe_packing(train),
+                **describe_packing(train, self._spec.data.sequence_length),
                 "truncated": int(self._is_long[chosen].sum()),
                 "dropped": len(dropped),
                 "left_out_by_mixture": len(left_out),
@@ -184,7 +172,7 @@ class _Packer:
             raise EmptyDataError("the caps let no conversation in", "data.mixture")
         return training[mixture.chosen], dict(mixture.stopped_by)
 
-    def _write(self, chosen: np.ndarray, name: str) -> _Written:
+    def _write(self, chosen: np.ndarray, name: str) -> Written:
         """Pack the chosen documents and write their rows, one Ray task a shard; an empty shard where there are none."""
         lengths = self._length[chosen]
         rows = pack(lengths, self._spec.data.sequence_length)
@@ -200,7 +188,7 @@ class _Packer:
             )
             for number, shard in enumerate(shards)
         ]
-        written = _Written(
+        written = Written(
             len(rows),
             len(chosen),
             lower_bound(lengths, self._spec.data.sequence_length),
@@ -221,54 +209,9 @@ class _Packer:
             int(self._file[index]), int(self._position[index]), int(self._length[index]), str(self._category[index])
         )
 
-    def _describe_mixture(
-        self, train: _Written, training: np.ndarray, stopped_by: dict[str, Any]
-    ) -> list[dict[str, Any]]:
-        """What was asked and what came out, by category."""
-        data, available = self._spec.data, Counter(self._category[training].tolist())
-        shares = {name: line.share for name, line in (data.mixture or {}).items()}
-        amount = train.tokens if data.mixture_by == "tokens" else train.documents
-        return [
-            {
-                "category": category,
-                "asked_fraction": shares[category] / sum(shares.values()) if shares else None,
-                "fraction": amount[category] / amount.total(),
-                "stopped_by": stopped_by.get(category, "supply"),
-                "available": available[category],
-                "examples": train.documents[category],
-                "tokens": train.tokens[category],
-                "trained_tokens": train.trained[category],
-            }
-            for category in sorted(available)
-        ]
-
     def _describe_sources(self, training: np.ndarray, chosen: np.ndarray) -> list[dict[str, Any]]:
-        available, examples, distinct = (self._rows(some) for some in (training, chosen, np.unique(chosen)))
+        rows = self._rows
         tokens = np.bincount(self._source[chosen], self._length[chosen], len(self._spec.data.sources))
-        return [
-            {
-                "name": source.name,
-                "category": source.category,
-                "weight": source.weight,
-                "epochs": source.epochs,
-                "available": available[number],
-                "distinct": distinct[number],
-                "examples": examples[number],
-                "tokens": int(tokens[number]),
-            }
-            for number, source in enumerate(self._spec.data.sources)
-        ]
-
-    def _describe_packing(self, train: _Written) -> dict[str, Any]:
-        tokens, trained = train.tokens.total(), train.trained.total()
-        length = self._spec.data.sequence_length
-        return {
-            "rows": train.num_rows,
-            "bound_rows": train.bound_rows,
-            "sequence_length": length,
-            "documents": train.num_documents,
-            "tokens": tokens,
-            "fill": tokens / (train.num_rows * length),
-            "trained_tokens": trained,
-            "trained_fraction": trained / tokens,
-        }
+        return describe_sources(
+            self._spec.data, rows(training), rows(np.unique(chosen)), rows(chosen), tokens.astype(int).tolist()
+        )

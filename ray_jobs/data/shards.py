@@ -10,8 +10,7 @@ import pyarrow as pa
 import ray
 
 from ray_jobs.data.packed_rows import PACKED_SCHEMA, ROWS_PER_GROUP
-from ray_jobs.data.parquet_files import parquet_writer, read_parquet
-from ray_jobs.data.tasks import part_url
+from ray_jobs.data.parquet_files import parquet_writer, part_url, read_parquet
 
 
 class Document(NamedTuple):

@@ -19,17 +19,24 @@ from ray_jobs.data.decontaminate import NgramIndex, Overlap
 from ray_jobs.data.formats import Conversation, RowReader, Turn
 from ray_jobs.data.minhash import band_keys
 from ray_jobs.data.normalise import Row, batches, normalised, with_system_prompt
-from ray_jobs.data.parquet_files import optional_parquet_writer, parquet_writer, read_parquet
+from ray_jobs.data.parquet_files import optional_parquet_writer, parquet_writer, part_url, read_parquet
 from ray_jobs.data.raw_rows import read_rows
+from ray_jobs.data.removed_rows import (
+    CONTAMINATED,
+    CONTAMINATED_SCHEMA,
+    REJECTED,
+    REJECTED_SCHEMA,
+    contaminated_table,
+    rejected_table,
+)
 from ray_jobs.data.sources import SourceFile
 from ray_jobs.data.tokenise import ChatTokenizer
 from ray_jobs.run_directory import local_directory
 from service.spec.data import DataSpec, DedupSpec
 from service.spec.source import SourceSpec
 
-CONVERSATIONS, REJECTED, CONTAMINATED, TOKENISED = "conversations", "rejected", "contaminated", "tokenised"
-SIGNATURES, TOKENIZER = "signatures", "tokenizer"
-"""Directories of a corpus."""
+CONVERSATIONS, SIGNATURES, TOKENISED, TOKENIZER = "conversations", "signatures", "tokenised", "tokenizer"
+"""Directories of a corpus, beside those of `removed_rows`."""
 _BATCH = 512
 """Conversations handled at once: bounds a task's memory."""
 
@@ -37,26 +44,6 @@ CONVERSATION_SCHEMA = pa.schema(
     [("row", pa.int64()), ("roles", pa.list_(pa.string())), ("contents", pa.list_(pa.string()))]
 )
 SIGNATURE_SCHEMA = pa.schema([("minima", pa.binary())])
-REJECTED_SCHEMA = pa.schema(
-    [
-        ("source", pa.string()),
-        ("file", pa.string()),
-        ("row", pa.int64()),
-        ("reason", pa.string()),
-        ("excerpt", pa.string()),
-    ]
-)
-CONTAMINATED_SCHEMA = pa.schema(
-    [
-        ("source", pa.string()),
-        ("file", pa.string()),
-        ("row", pa.int64()),
-        ("benchmark", pa.string()),
-        ("benchmark_file", pa.string()),
-        ("benchmark_row", pa.int64()),
-        ("words", pa.string()),
-    ]
-)
 TOKENISED_SCHEMA = pa.schema([("tokens", pa.list_(pa.int32())), ("trained", pa.list_(pa.bool_()))])
 KEY_SCHEMA = pa.schema(
     [
@@ -79,11 +66,6 @@ INDEX_SCHEMA = pa.schema(
         ("first_trained", pa.int64()),
     ]
 )
-
-
-def part_url(directory_url: str, file: int) -> str:
-    """URL of a file's part."""
-    return f"{directory_url}/part-{file:05d}.parquet"
 
 
 def conversation_text(conversation: Conversation) -> str:
@@ -135,8 +117,8 @@ def read_file(
             bad = [row for row in rows if row.reason is not None]
             good, contaminated = _split([row for row in rows if row.reason is None], benchmarks)
             writer.write_table(_conversation_table(good))
-            reject(_rejected_table(source.name, file.url, bad))
-            report(_contaminated_table(source.name, file.url, contaminated))
+            reject(rejected_table(source.name, file.url, bad))
+            report(contaminated_table(source.name, file.url, contaminated))
             gone = [(row, False) for row in bad] + [(row, True) for row, _ in contaminated]
             bands, minima = _sign(good, data.dedup, source.duplicates)
             write_signatures(pa.table([minima], schema=SIGNATURE_SCHEMA))
@@ -208,30 +190,6 @@ def _conversation_table(rows: Sequence[Row]) -> pa.Table:
         for row in rows
     ]
     return pa.Table.from_pylist(lines, schema=CONVERSATION_SCHEMA)
-
-
-def _rejected_table(source: str, url: str, rows: Sequence[Row]) -> pa.Table:
-    lines = [
-        {"source": source, "file": url, "row": row.number, "reason": row.reason, "excerpt": row.excerpt} for row in rows
-    ]
-    return pa.Table.from_pylist(lines, schema=REJECTED_SCHEMA)
-
-
-def _contaminated_table(source: str, url: str, rows: Sequence[tuple[Row, list[Overlap]]]) -> pa.Table:
-    lines = [
-        {
-            "source": source,
-            "file": url,
-            "row": row.number,
-            "benchmark": overlap.benchmark,
-            "benchmark_file": overlap.file,
-            "benchmark_row": overlap.row,
-            "words": overlap.words,
-        }
-        for row, overlaps in rows
-        for overlap in overlaps
-    ]
-    return pa.Table.from_pylist(lines, schema=CONTAMINATED_SCHEMA)
 
 
 def read_conversations(table: pa.Table) -> list[Conversation]:

@@ -1,0 +1,115 @@
+"""The tables of what was asked of the mixture, what came out, and how it was packed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ray_jobs.data.accounting import RowCounts
+from service.spec.data import DataSpec
+
+
+@dataclass
+class Written:
+    """What was packed into one directory.
+
+    Attributes:
+        num_rows: packed rows.
+        num_documents: that went in.
+        bound_rows: rows that no packing could do without.
+        documents: that came out, by category; a repeated one as often.
+        tokens: likewise.
+        trained: trained tokens, likewise.
+    """
+
+    num_rows: int
+    num_documents: int
+    bound_rows: int
+    documents: Counter[str]
+    tokens: Counter[str]
+    trained: Counter[str]
+
+
+def describe_mixture(
+    data: DataSpec, train: Written, available: Mapping[str, int], stopped_by: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """What was asked and what came out, by category.
+
+    Args:
+        data: the spec.
+        train: what was written.
+        available: conversations to choose from, by category.
+        stopped_by: why no more of each was taken, if a mixture was asked for.
+    """
+    shares = {name: line.share for name, line in (data.mixture or {}).items()}
+    amount = train.tokens if data.mixture_by == "tokens" else train.documents
+    return [
+        {
+            "category": category,
+            "asked_fraction": shares[category] / sum(shares.values()) if shares else None,
+            "fraction": amount[category] / amount.total(),
+            "stopped_by": stopped_by.get(category, "supply"),
+            "available": available[category],
+            "examples": train.documents[category],
+            "tokens": train.tokens[category],
+            "trained_tokens": train.trained[category],
+        }
+        for category in sorted(available)
+    ]
+
+
+def describe_sources(
+    data: DataSpec, available: RowCounts, distinct: RowCounts, examples: RowCounts, tokens: Sequence[int]
+) -> list[dict[str, Any]]:
+    """What came of each source.
+
+    Args:
+        data: the spec.
+        available: conversations to choose from, by source.
+        distinct: that were chosen, each once.
+        examples: that were chosen, each as often as it was.
+        tokens: of the examples, by source.
+    """
+    return [
+        {
+            "name": source.name,
+            "category": source.category,
+            "weight": source.weight,
+            "epochs": source.epochs,
+            "available": available[number],
+            "distinct": distinct[number],
+            "examples": examples[number],
+            "tokens": tokens[number],
+        }
+        for number, source in enumerate(data.sources)
+    ]
+
+
+def describe_held_out(written: Written) -> list[dict[str, Any]]:
+    """What is kept from training, by category."""
+    return [
+        {
+            "category": name,
+            "examples": count,
+            "tokens": written.tokens[name],
+            "trained_tokens": written.trained[name],
+        }
+        for name, count in sorted(written.documents.items())
+    ]
+
+
+def describe_packing(train: Written, sequence_length: int) -> dict[str, Any]:
+    """How full the rows are."""
+    tokens, trained = train.tokens.total(), train.trained.total()
+    return {
+        "rows": train.num_rows,
+        "bound_rows": train.bound_rows,
+        "sequence_length": sequence_length,
+        "documents": train.num_documents,
+        "tokens": tokens,
+        "fill": tokens / (train.num_rows * sequence_length),
+        "trained_tokens": trained,
+        "trained_fraction": trained / tokens,
+    }
