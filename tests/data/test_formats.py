@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+import unicodedata
+from typing import Any, get_args
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from ray_jobs.data.formats import MAX_CHARS, Conversation, NotAConversationError, RowReader, Turn
-from service.spec.source import ColumnsForm, RowForm, TurnsForm
+from ray_jobs.data.formats import MAX_CHARS, ROLES, Conversation, NotAConversationError, RowReader, Turn
+from service.spec.source import ColumnsForm, NamedForm, RowForm, TurnsForm
 
 ASKED = (Turn("user", "Who?"), Turn("assistant", "Me."))
 
@@ -170,3 +174,37 @@ def test_a_turn_of_ten_million_characters_is_no_conversation() -> None:
         to_conversation({"prompt": "ab", "completion": fits}, "prompt_completion")
     with pytest.raises(NotAConversationError, match="10,000,001 characters"):
         to_conversation({"prompt": "a", "completion": "x" * 10_000_000}, "prompt_completion")
+
+
+WORDS = [
+    "messages",
+    "conversations",
+    "prompt",
+    "completion",
+    "instruction",
+    "input",
+    "output",
+    "role",
+    "content",
+    "from",
+]
+KEYS = st.sampled_from([*WORDS, "value"])
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.sampled_from(ROLES)
+JSON = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=5))
+TURNS = st.lists(st.fixed_dictionaries({"role": st.sampled_from(ROLES), "content": st.text(max_size=4)}), max_size=6)
+
+
+@given(JSON | st.builds(lambda turns: {"messages": turns}, TURNS), st.sampled_from(get_args(NamedForm)))
+@settings(max_examples=300, deadline=None, database=None)
+def test_any_row_is_an_ordered_conversation_or_none(row: Any, form: NamedForm) -> None:
+    try:
+        conversation = to_conversation(row, form)
+    except NotAConversationError:
+        return
+    roles = [turn.role for turn in conversation]
+    assert set(roles) <= set(ROLES)
+    assert roles[-1] == "assistant"
+    assert "system" not in roles[1:]
+    assert all(before != after or before == "tool" for before, after in itertools.pairwise(roles))
+    assert conversation[-1].content.strip()
+    assert all(unicodedata.is_normalized("NFC", turn.content) for turn in conversation)

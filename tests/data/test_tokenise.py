@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from ray_jobs.data.formats import Conversation, Turn
+from ray_jobs.data.formats import ROLES, Conversation, Turn
 from ray_jobs.data.tokenise import CHAT_TEMPLATE, ChatTokenizer, train_bpe
 from ray_jobs.data.tokenizer_files import make_tokenizer, tokenizer_identity
 from service.errors import InvalidSpecError, SourceNotFoundError
@@ -90,6 +92,44 @@ def test_every_assistant_turn_is_trained(
     assert not rendered.trained[0], "nothing predicts a document's first token"
     whole = "".join(f"<|im_start|>{turn.role}\n{turn.content}<|im_end|>\n" for turn in conversation)
     assert hugging_face.decode(rendered.tokens) == whole
+
+
+PIECES = [
+    "<|im_start|>",
+    "<|im_end|>",
+    "assistant",
+    "user\n",
+    "\n",
+    " ",
+    "  ",
+    "\t",
+    "\r\n",
+    "\u00a0",
+    "e\u0301",
+    "日本",
+    "🐕",
+    "\0",
+]
+CONTENTS = st.lists(st.sampled_from(PIECES) | st.text(max_size=8), max_size=6).map("".join)
+
+
+@given(st.lists(st.builds(Turn, st.sampled_from(ROLES), CONTENTS), min_size=1, max_size=6).map(tuple))
+@settings(max_examples=150, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_text_is_trained_where_the_assistant_says_it_and_nowhere_else(
+    chat: ChatTokenizer, hugging_face: PreTrainedTokenizerFast, conversation: Conversation
+) -> None:
+    [rendered] = chat.render([conversation])
+    whole = "".join(f"<|im_start|>{turn.role}\n{turn.content}<|im_end|>\n" for turn in conversation)
+    assert hugging_face.decode(rendered.tokens) == whole
+    expected = "".join(f"{turn.content}<|im_end|>" for turn in conversation if turn.role == "assistant")
+    assert hugging_face.decode(rendered.tokens[rendered.trained]) == expected
+    start, end = hugging_face.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    assert [(rendered.tokens == token).sum() for token in (start, end)] == [len(conversation)] * 2, (
+        "no row forges a turn"
+    )
+    assert not rendered.trained[rendered.tokens == start].any()
+    replies = sum(turn.role == "assistant" for turn in conversation)
+    assert rendered.trained[rendered.tokens == end].sum() == replies, "each trained to its end"
 
 
 @pytest.mark.parametrize("conversation", CONVERSATIONS)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 from service.client.spec_file import load_spec
 from service.errors import InvalidSpecError
 from service.spec.base import field_errors
+from service.spec.data import DataSpec
 from service.spec.job import JobSpec
 from tests.conftest import set_at
 
@@ -145,6 +147,16 @@ def test_equal_specs_have_equal_hashes(job_document: dict[str, Any]) -> None:
 def test_every_shipped_spec_parses(path: Path) -> None:
     spec = load_spec(path)
     assert all(source.uri.startswith(f"file://{ROOT}") for source in spec.data.sources)
+
+
+def test_the_spec_in_the_guide_to_data_parses(tmp_path: Path) -> None:
+    guide = (ROOT / "docs" / "data.md").read_text()
+    (tmp_path / "job.yaml").write_text(guide.partition("```yaml\n")[2].partition("```")[0])
+    data = load_spec(tmp_path / "job.yaml").data
+    assert [source.kind for source in data.sources] == ["files", "files", "files", "identity"]
+    named = set(re.findall(r"`(\w+)`", guide)) - {"data", "skip", "rejected_rows_url", "exact"}
+    known = str(DataSpec.model_json_schema())
+    assert [name for name in sorted(named) if f"'{name}'" not in known] == [], "fields that the guide speaks of"
 
 
 def test_spec_files_resolve_paths_against_themselves(tmp_path: Path) -> None:
