@@ -160,8 +160,9 @@ class SourceBase(SpecModel):
     """How readily the mixture takes a conversation of this source, against others of its category: one of weight 2
     comes up twice as fast. Without a mixture, or where it takes the whole category, it does nothing."""
     epochs: float | None = Field(default=None, gt=0, le=100)
-    """How often its conversations are taken: with a mixture at most so often, by default its category's `max_epochs`;
-    without one just so often, by default once. 0.5 takes half of them, 1.5 all and half of them again."""
+    """How often its conversations are taken within one epoch of training: with a mixture at most so often, by default
+    its category's `max_epochs`; without one just so often, by default once. 0.5 takes half of them, 1.5 all and half of
+    them again."""
 
 
 class SourceSpec(FileSet, SourceBase):
