@@ -19,8 +19,8 @@ import ray
 from fsspec.core import url_to_fs
 
 from ray_jobs.data.dedup import Duplicates, find_candidates, find_duplicates
-from ray_jobs.data.minhash import ShingleSets, bands_and_rows
-from ray_jobs.data.parquet_files import parquet_writer, part_url
+from ray_jobs.data.minhash import ShingleSets, bands_and_rows, keys_of_minima
+from ray_jobs.data.parquet_files import parquet_writer, part_url, read_parquet
 from ray_jobs.data.tasks import CONVERSATIONS, SIGNATURES, compared_text, read_conversations
 from service.spec.data import DedupSpec
 
@@ -37,6 +37,7 @@ RECEIPT_SCHEMA = pa.schema(
         ("similarity", pa.float64()),
     ]
 )
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 _PAIRS_PER_TASK = 50_000
 """At most twice as many texts are in a task's memory: of 2 kB each 200 MB."""
 
@@ -152,6 +153,7 @@ class DuplicateSearch:
                 for dropped, kept in sorted({(dropped, kept) for dropped, kept, _ in counts})
             ],
             "banding": self._banding(),
+            "thresholds": self._thresholds(),
             "receipt_url": f"{self._url}/{RECEIPT_FILE}",
         }
 
@@ -172,6 +174,15 @@ class DuplicateSearch:
             "precision": len(near_P) / len(similarity_P) if len(similarity_P) else None,
             "estimated_recall": len(near_P) / float((1 / found_P).sum()) if len(near_P) else None,
         }
+
+    def _thresholds(self) -> list[dict[str, Any]]:
+        """What other thresholds would have dropped, from the signatures alone."""
+        files = np.unique(self._rows.file_N).tolist()
+        dropped: list[int] = ray.get(_thresholds_task.remote(files, self._url))
+        return [
+            {"threshold": threshold, "estimated_dropped": number}
+            for threshold, number in zip(THRESHOLDS, dropped, strict=True)
+        ]
 
     def write_receipt(self, duplicates: Duplicates, sources: list[str], files: list[str]) -> None:
         """One line for each dropped row: itself, its twin that was kept, how alike they are.
@@ -208,6 +219,39 @@ def _similarity_task(
         for conversation in read_conversations(part)
     ]
     return ShingleSets.of(texts, spec.shingle_words).jaccard(pairs[0], pairs[1])
+
+
+@ray.remote  # type: ignore[untyped-decorator]
+def _thresholds_task(files: list[int], corpus_url: str) -> list[int]:
+    """Rows that each of `THRESHOLDS` drops; holds all signatures, 500 bytes a conversation at 125 minima."""
+    signatures: list[bytes] = []
+    for file in files:
+        filesystem, path = url_to_fs(part_url(f"{corpus_url}/{SIGNATURES}", file))
+        if filesystem.exists(path):
+            signatures += read_parquet(part_url(f"{corpus_url}/{SIGNATURES}", file))["minima"].drop_null().to_pylist()
+    if not signatures:
+        return [0] * len(THRESHOLDS)
+    minima = np.frombuffer(b"".join(signatures), dtype=np.uint32).reshape(len(signatures), -1)
+    return [dropped_at(threshold, minima) for threshold in THRESHOLDS]
+
+
+def dropped_at(threshold: float, minima: np.ndarray) -> int:
+    """How many of some conversations a threshold drops, by their signatures.
+
+    Args:
+        threshold: of the share of equal minima, which estimates the similarity.
+        minima: uint32 [N, minima].
+    """
+    bands = bands_and_rows(DedupSpec(threshold=threshold, num_permutations=minima.shape[1]))
+    numbers = np.arange(len(minima), dtype=np.uint64)
+    candidates = find_candidates(np.stack([numbers, numbers], 1), keys_of_minima(minima, *bands))
+
+    def similarity(first_P: np.ndarray, second_P: np.ndarray) -> np.ndarray:
+        pairs = (candidates.indices_C[first_P], candidates.indices_C[second_P])
+        chunks = zip(*(np.array_split(indices, len(indices) // 10_000 + 1) for indices in pairs), strict=True)
+        return np.concatenate([(minima[one] == minima[other]).mean(axis=1) for one, other in chunks])
+
+    return len(find_duplicates(candidates, similarity, threshold, np.zeros(len(minima))).dropped_D)
 
 
 def _read_lines(file: np.ndarray, position: np.ndarray, directory_url: str) -> list[pa.Table]:

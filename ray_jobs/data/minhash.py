@@ -78,15 +78,26 @@ def band_keys_in_python(texts: Sequence[str], spec: DedupSpec) -> tuple[np.ndarr
     )
     minima = np.array([signature.hashvalues for signature in signatures], dtype=np.uint32)
     minima = minima.reshape(-1, spec.num_permutations)[:, : num_bands * num_rows]
-    bands = minima.reshape(len(texts), num_bands, num_rows).astype(np.uint64)
-    keys = np.zeros((len(texts), num_bands), dtype=np.uint64)
+    return keys_of_minima(minima, num_bands, num_rows), minima
+
+
+def keys_of_minima(minima: np.ndarray, num_bands: int, num_rows: int) -> np.ndarray:
+    """Band keys of signatures, as `band_keys` gives them: uint64 [N, B].
+
+    Args:
+        minima: uint32 [N, at least B x R].
+        num_bands: B.
+        num_rows: R.
+    """
+    bands = minima[:, : num_bands * num_rows].reshape(len(minima), num_bands, num_rows).astype(np.uint64)
+    keys = np.zeros((len(minima), num_bands), dtype=np.uint64)
     for row in range(num_rows):
         keys = (keys ^ bands[..., row]) * np.uint64(_WORD_MULTIPLIER)
         for shift, multiplier in ((29, 0xBF58476D1CE4E5B9), (32, 0x94D049BB133111EB)):
             keys ^= keys >> np.uint64(shift)
             keys *= np.uint64(multiplier)
         keys ^= keys >> np.uint64(29)
-    return keys, minima
+    return keys
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import pyarrow as pa
 from ray_jobs.data.accounting import Counted
 from ray_jobs.data.decontaminate import NgramIndex, Overlap
 from ray_jobs.data.formats import Conversation, RowReader, Turn
-from ray_jobs.data.minhash import band_keys
+from ray_jobs.data.minhash import band_keys, bands_and_rows
 from ray_jobs.data.normalise import Row, batches, normalised, with_system_prompt
 from ray_jobs.data.parquet_files import optional_parquet_writer, parquet_writer, part_url, read_parquet
 from ray_jobs.data.raw_rows import read_rows
@@ -121,7 +121,7 @@ def read_file(
             report(contaminated_table(source.name, file.url, contaminated))
             gone = [(row, False) for row in bad] + [(row, True) for row, _ in contaminated]
             bands, minima = _sign(good, data.dedup, source.duplicates)
-            write_signatures(pa.table([minima], schema=SIGNATURE_SCHEMA))
+            write_signatures(pa.table([pa.array(minima, pa.binary())], schema=SIGNATURE_SCHEMA))
             yield _keys(number, position, good, gone, bands)
             position, num_lines = position + len(good), num_lines + len(good) + len(gone)
     if num_lines != raw_rows.count:
@@ -138,19 +138,19 @@ def _split(rows: Sequence[Row], benchmarks: NgramIndex | None) -> tuple[Sequence
 
 def _sign(
     rows: Sequence[Row], dedup: DedupSpec | None, duplicates: Literal["near", "exact"]
-) -> tuple[Sequence[bytes | None], list[bytes]]:
+) -> tuple[Sequence[bytes | None], Sequence[bytes | None]]:
     """Band keys and signature of each row; no signatures where nothing is to be deduplicated.
 
     Rows of which only copies are to go get keys of their content hash: 64 bits that no other content shares, so they
-    are nobody's candidates.
+    are nobody's candidates, and no signature.
     """
     if dedup is None:
         return [None] * len(rows), []
-    keys, minima = band_keys([compared_text(row.conversation, dedup) for row in rows], dedup)
-    signatures = [signature.tobytes() for signature in minima]
     if duplicates == "exact":
-        return [_content_hash(row.conversation)[:8] * keys.shape[1] for row in rows], signatures
-    return [line.tobytes() for line in keys], signatures
+        num_bands, _ = bands_and_rows(dedup)
+        return [_content_hash(row.conversation)[:8] * num_bands for row in rows], [None] * len(rows)
+    keys, minima = band_keys([compared_text(row.conversation, dedup) for row in rows], dedup)
+    return [line.tobytes() for line in keys], [signature.tobytes() for signature in minima]
 
 
 def _keys(

@@ -15,6 +15,7 @@ from ray_jobs.data.minhash import (
     band_keys,
     band_keys_in_python,
     bands_and_rows,
+    keys_of_minima,
     shingle_hashes_in_python,
 )
 from service.spec.data import DedupSpec
@@ -112,6 +113,11 @@ def test_equal_minima_estimate_the_similarity() -> None:
         expected = common / (200 - common)
         deviation = (expected * (1 - expected) / 1024) ** 0.5
         assert abs(float((minima[0] == minima[1]).mean()) - expected) < 4 * deviation
+
+
+def test_keys_of_minima_are_the_band_keys() -> None:
+    keys, minima = band_keys(odd_texts(), DedupSpec())
+    assert np.array_equal(keys_of_minima(minima, 25, 5), keys)
 
 
 def test_bands_are_equal_where_their_minima_are() -> None:

@@ -367,6 +367,7 @@ def test_each_dropped_row_has_a_receipt_that_names_its_twin(document: dict[str, 
     assert dedup["between_sources"] == [
         {"dropped_source": "snippets", "kept_source": "snippets", "exact_duplicates": 20, "near_duplicates": 10}
     ]
+    assert [line["estimated_dropped"] for line in dedup["thresholds"]] == [30] * 5
     assert dedup["banding"]["precision"] == 1
     assert 0.999 < dedup["banding"]["estimated_recall"] <= 1
 
