@@ -178,6 +178,8 @@ class CorpusBuilder:
 
     def _run(self, task: _FileTask, items: list[dict[str, Any]], total: int | None, **kwargs: Any) -> pa.Table:
         """Run a task over files, one file a task, and gather its tables."""
+        # its share for other operators, of which there are none, would leave one of two cores idle
+        ray.data.DataContext.get_current().op_resource_reservation_enabled = False
         dataset = ray.data.from_items(items, override_num_blocks=len(items))
         results = dataset.map_batches(task.function, batch_size=1, batch_format="pyarrow", fn_kwargs=kwargs)
         blocks: list[pa.Table] = []

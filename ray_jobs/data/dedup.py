@@ -5,7 +5,7 @@ conversations are in one if a chain of pairs connects them that share a band and
 the preferred conversation stays.
 
 Clusters grow in two rounds, so that N conversations that are all near cost about N comparisons, not N^2: first each
-member of a bucket (the conversations with one band in common) is compared with its neighbour; then all pairs of a
+member of a bucket (the conversations with one band in common) is compared with its neighbour; then the pairs of a
 bucket that are not in one cluster yet.
 
 Shapes: N conversations, C candidates, P pairs, D dropped.
@@ -20,6 +20,10 @@ import numpy as np
 
 _PAIRS_AT_ONCE = 1 << 20
 """Pairs verified before clusters are joined: bounds memory."""
+_FARTHEST = 64
+"""How far apart in a bucket, in order of index, two conversations of different clusters may lie to be compared. Buckets
+of more than that, of conversations that are not near, come of bands that say nothing, such as those of a common
+heading; to compare all with all would take a day for a bucket of 400,000."""
 
 Similarity = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Exact similarity of pairs of candidates, by their places among the candidates: int64 [P] twice to float64 [P]."""
@@ -174,7 +178,7 @@ def _pairs_across(candidates: Candidates, size: int, labels: Callable[[], np.nda
     for all_members, all_buckets in candidates.bands:
         members, bucket = _of_several_clusters(all_members, all_buckets, labels())
         distance = 2
-        while len(pairs := _pairs_at(members, bucket, distance, size)):
+        while distance <= _FARTHEST and len(pairs := _pairs_at(members, bucket, distance, size)):
             first_P, second_P = np.divmod(pairs, size)
             pending.append(pairs[labels()[first_P] != labels()[second_P]])
             distance += 1

@@ -182,6 +182,20 @@ def test_many_near_copies_take_comparisons_in_proportion() -> None:
     assert calls < 4 * len(texts)
 
 
+def test_a_bucket_of_unlike_conversations_takes_comparisons_in_proportion() -> None:
+    """Two bands that all have in common."""
+    size, calls = 3000, 0
+
+    def unlike(first_P: np.ndarray, _second_P: np.ndarray) -> np.ndarray:
+        nonlocal calls
+        calls += len(first_P)
+        return np.zeros(len(first_P))
+
+    candidates = find_candidates(hashes_of(range(size)), np.zeros((size, 2), dtype=np.uint64))
+    assert as_rows(find_duplicates(candidates, unlike, 0.7, np.ones(size))) == []
+    assert calls == sum(size - distance for distance in range(1, 65))
+
+
 def test_candidates_are_one_of_each_content_that_shares_a_band() -> None:
     keys = np.array([[1, 1], [2, 2], [1, 1], [3, 2], [4, 4], [4, 4]], dtype=np.uint64)
     assert find_candidates(hashes_of([1, 2, 1, 3, 4, 4]), keys).indices_C.tolist() == [1, 3]
