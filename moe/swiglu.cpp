@@ -214,8 +214,10 @@ const Unit* interleave(Bf16, Size rows, Size columns, const std::uint16_t* from,
 
 // ---- activation ---------------------------------------------------------------------------------------------------
 
-// e^x within 2 units in the last place: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes' expf).
+// e^x within 2 units in the last place: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes' expf). Beyond 128 it is
+// 0 or infinity anyway, but x - n ln 2 would be as large as the rounding of n, and the polynomial infinite from 10^14 on.
 __m512 exponential(__m512 x) {
+  x = _mm512_max_ps(_mm512_set1_ps(-128), _mm512_min_ps(_mm512_set1_ps(128), x));  // NaN, if second, passes
   const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
   __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
   r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);

@@ -94,9 +94,10 @@ def test_the_kernel_is_the_obvious_formula_at_any_size(dtype: torch.dtype, hidde
 
 
 def test_the_kernel_keeps_the_extremes_of_the_activation() -> None:
-    x_MD = torch.tensor([[-1e4, 0], [-100, 0], [-20, 0], [0, 0], [20, 0], [1e4, 0], [torch.nan, 0], [torch.inf, 0]])
-    w13_EGD = torch.zeros(1, 4, 2)
-    w13_EGD[0, :, 0] = 1
+    """Gates of any size, beside an up projection of 1."""
+    gates = [-torch.inf, -1e30, -1e15, -1e4, -100, -20, 0, 20, 100, 1e4, 1e15, 1e30, torch.inf, torch.nan]
+    x_MD = torch.tensor([[gate, 1.0] for gate in gates])
+    w13_EGD = torch.eye(2).repeat_interleave(2, 0)[None]
     w2_EDF = torch.eye(2)[None]
     counts_E = torch.tensor([len(x_MD)])
     results = []
