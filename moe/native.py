@@ -34,10 +34,12 @@ class KernelBlocks:
         forward_experts: `swiglu_forward_*`; lets other Python threads run, as does the next.
         backward_experts: `swiglu_backward_*`.
         advise_huge_pages: of the same name.
+
+    Both passes raise MemoryError if there is no room for what a thread holds of one expert.
     """
 
-    forward_experts: Callable[..., None]
-    backward_experts: Callable[..., None]
+    forward_experts: Callable[..., bool]
+    backward_experts: Callable[..., bool]
     advise_huge_pages: Callable[[int, int], None]
 
     def forward(self, counts: list[int], tensors: Forward) -> None:
@@ -52,11 +54,12 @@ class KernelBlocks:
         _call(self.backward_experts, counts, tensors, tensors.w2_EDF)
 
 
-def _call(function: Callable[..., None], counts: list[int], tensors: Forward | Backward, w2_EDF: Tensor) -> None:
+def _call(function: Callable[..., bool], counts: list[int], tensors: Forward | Backward, w2_EDF: Tensor) -> None:
     starts = (ctypes.c_int64 * (len(counts) + 1))(0, *accumulate(counts))
     pointers = [tensor if tensor is None else tensor.data_ptr() for tensor in tensors]
     _, hidden, intermediate = w2_EDF.shape
-    function(torch.get_num_threads(), len(counts), starts, hidden, intermediate, *pointers)
+    if not function(torch.get_num_threads(), len(counts), starts, hidden, intermediate, *pointers):
+        raise MemoryError(f"no memory for {max(counts)} copies of one expert of {hidden} x {intermediate}")
 
 
 def kernel_blocks(x_MD: Tensor, intermediate_size: int) -> KernelBlocks | None:
@@ -84,7 +87,7 @@ def _load(suffix: str) -> KernelBlocks | None:
     forward, backward = (getattr(library, f"swiglu_{which}_{suffix}") for which in ("forward", "backward"))
     for function, num_tensors in ((forward, 5), (backward, 8)):
         function.argtypes = [ctypes.c_int, number, pointer, number, number, *[pointer] * num_tensors]
-        function.restype = None
+        function.restype = ctypes.c_bool
     advise = library.advise_huge_pages
     advise.argtypes, advise.restype = [pointer, number], None
     return KernelBlocks(forward, backward, advise)

@@ -258,14 +258,15 @@ void activate(Bf16, Size intermediate, Size stride, const float* hT, Unit* aT) {
 
 // ---- one expert ---------------------------------------------------------------------------------------------------
 
-// Memory of one call that is given back at its end, whatever happens.
+// Memory of one call that is given back at its end. There may be none: what throws in a thread ends the process.
 class Scratch {
  public:
-  explicit Scratch(Size bytes) : memory_(::operator new(bytes, std::align_val_t(64))) {
-    next_ = static_cast<char*>(memory_);
-  }
+  explicit Scratch(Size bytes)
+      : memory_(::operator new(bytes, std::align_val_t(64), std::nothrow)),
+        next_(reinterpret_cast<std::uintptr_t>(memory_)) {}
   ~Scratch() { ::operator delete(memory_, std::align_val_t(64)); }
   Scratch(const Scratch&) = delete;
+  bool is_there() const { return memory_ != nullptr; }
   template <class T>
   T* take(Size count) {
     T* taken = reinterpret_cast<T*>(next_);
@@ -275,7 +276,7 @@ class Scratch {
 
  private:
   void* memory_;
-  char* next_;
+  std::uintptr_t next_;
 };
 
 template <class Type>
@@ -357,7 +358,8 @@ void backward_expert(Size rows, Size hidden, Size intermediate, const typename T
 
 // Threads are OpenMP's, the same ones as PyTorch's own: others would have to share the cores with those while they spin
 // after PyTorch's last operation (a third of the time of a pass of 30 ms). A thread takes the next expert when it has
-// done one, so no result depends on how many there are.
+// done one, so no result depends on how many there are. Both passes tell whether each thread had memory enough; if not,
+// the results are not there.
 
 Size most_rows(Size num_experts, const Size* starts) {
   Size most = 0;
@@ -366,13 +368,15 @@ Size most_rows(Size num_experts, const Size* starts) {
 }
 
 template <class Type>
-void forward(int num_threads, Size num_experts, const Size* starts, Size hidden, Size intermediate, const void* x,
+bool forward(int num_threads, Size num_experts, const Size* starts, Size hidden, Size intermediate, const void* x,
              const void* w13, const void* w2, void* h, void* y) {
+  bool enough = true;
   using Number = typename Type::Number;
   const Size gates = 2 * intermediate, stride = padded(most_rows(num_experts, starts));
-#pragma omp parallel num_threads(num_threads)
+#pragma omp parallel num_threads(num_threads) reduction(&& : enough)
   {
     Scratch scratch(4 * stride * (2 * hidden + gates + intermediate) + 4 * 64);
+    enough = scratch.is_there();
     Unit* xT = scratch.take<Unit>(hidden * stride);
     float* hT = scratch.take<float>(gates * stride);
     Unit* aT = scratch.take<Unit>(intermediate * stride);
@@ -380,7 +384,7 @@ void forward(int num_threads, Size num_experts, const Size* starts, Size hidden,
 #pragma omp for schedule(dynamic)
     for (Size expert = 0; expert < num_experts; ++expert) {
       const Size start = starts[expert], rows = starts[expert + 1] - start;
-      if (rows == 0) continue;
+      if (rows == 0 || !enough) continue;
       forward_expert<Type>(rows, hidden, intermediate, static_cast<const Number*>(x) + start * hidden,
                            static_cast<const Number*>(w13) + expert * gates * hidden,
                            static_cast<const Number*>(w2) + expert * hidden * intermediate,
@@ -388,16 +392,19 @@ void forward(int num_threads, Size num_experts, const Size* starts, Size hidden,
                            aT, yT);
     }
   }
+  return enough;
 }
 
 template <class Type>
-void backward(int num_threads, Size num_experts, const Size* starts, Size hidden, Size intermediate, const void* x,
+bool backward(int num_threads, Size num_experts, const Size* starts, Size hidden, Size intermediate, const void* x,
               const void* h, const void* gy, const void* w13, const void* w2, void* gx, void* gw13, void* gw2) {
+  bool enough = true;
   using Number = typename Type::Number;
   const Size gates = 2 * intermediate, most = padded(most_rows(num_experts, starts));
-#pragma omp parallel num_threads(num_threads)
+#pragma omp parallel num_threads(num_threads) reduction(&& : enough)
   {
     Scratch scratch(4 * most * (2 * hidden + 3 * intermediate + 2 * gates) + 4 * gates * hidden + 8 * 64);
+    enough = scratch.is_there();
     BackwardScratch<Type> s;
     s.ga = scratch.take<float>(most * intermediate);
     s.a = scratch.take<Number>(most * intermediate);
@@ -416,8 +423,8 @@ void backward(int num_threads, Size num_experts, const Size* starts, Size hidden
       if (rows == 0) {
         if (gw13_expert != nullptr) std::memset(gw13_expert, 0, gates * hidden * sizeof(Number));
         if (gw2_expert != nullptr) std::memset(gw2_expert, 0, hidden * intermediate * sizeof(Number));
-        continue;
       }
+      if (rows == 0 || !enough) continue;
       backward_expert<Type>(rows, hidden, intermediate, static_cast<const Number*>(x) + start * hidden,
                             static_cast<const Number*>(h) + start * gates,
                             static_cast<const Number*>(gy) + start * hidden, static_cast<const Number*>(w13) + w13_at,
@@ -426,36 +433,37 @@ void backward(int num_threads, Size num_experts, const Size* starts, Size hidden
     }
     _mm_sfence();  // streamed stores are seen by other threads only after it
   }
+  return enough;
 }
 
 }  // namespace
 
 // `starts[e]` is the first row of expert e, starts[num_experts] the number of rows. Gradients of weights may be null:
-// then they are not computed.
+// then they are not computed. False is returned for want of memory.
 extern "C" {
 
-void swiglu_forward_fp32(int num_threads, Size num_experts, const Size* starts, Size hidden, Size intermediate,
+bool swiglu_forward_fp32(int num_threads, Size num_experts, const Size* starts, Size hidden, Size intermediate,
                          const void* x, const void* w13, const void* w2, void* h, void* y) {
-  forward<Fp32>(num_threads, num_experts, starts, hidden, intermediate, x, w13, w2, h, y);
+  return forward<Fp32>(num_threads, num_experts, starts, hidden, intermediate, x, w13, w2, h, y);
 }
 
-void swiglu_backward_fp32(int num_threads, Size num_experts, const Size* starts, Size hidden, Size intermediate,
+bool swiglu_backward_fp32(int num_threads, Size num_experts, const Size* starts, Size hidden, Size intermediate,
                           const void* x, const void* h, const void* gy, const void* w13, const void* w2, void* gx,
                           void* gw13, void* gw2) {
-  backward<Fp32>(num_threads, num_experts, starts, hidden, intermediate, x, h, gy, w13, w2, gx, gw13, gw2);
+  return backward<Fp32>(num_threads, num_experts, starts, hidden, intermediate, x, h, gy, w13, w2, gx, gw13, gw2);
 }
 
 #ifdef __AVX512BF16__
 // `hidden` and `intermediate` must be even.
-void swiglu_forward_bf16(int num_threads, Size num_experts, const Size* starts, Size hidden, Size intermediate,
+bool swiglu_forward_bf16(int num_threads, Size num_experts, const Size* starts, Size hidden, Size intermediate,
                          const void* x, const void* w13, const void* w2, void* h, void* y) {
-  forward<Bf16>(num_threads, num_experts, starts, hidden, intermediate, x, w13, w2, h, y);
+  return forward<Bf16>(num_threads, num_experts, starts, hidden, intermediate, x, w13, w2, h, y);
 }
 
-void swiglu_backward_bf16(int num_threads, Size num_experts, const Size* starts, Size hidden, Size intermediate,
+bool swiglu_backward_bf16(int num_threads, Size num_experts, const Size* starts, Size hidden, Size intermediate,
                           const void* x, const void* h, const void* gy, const void* w13, const void* w2, void* gx,
                           void* gw13, void* gw2) {
-  backward<Bf16>(num_threads, num_experts, starts, hidden, intermediate, x, h, gy, w13, w2, gx, gw13, gw2);
+  return backward<Bf16>(num_threads, num_experts, starts, hidden, intermediate, x, h, gy, w13, w2, gx, gw13, gw2);
 }
 #endif
 

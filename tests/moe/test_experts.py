@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -151,6 +152,37 @@ def test_results_do_not_depend_on_the_number_of_threads(way: Way, dtype: torch.d
     finally:
         torch.set_num_threads(1)
     assert all(torch.equal(mine, other) for mine, other in zip(alone, spread, strict=True))
+
+
+OUT_OF_MEMORY = """
+import resource, torch
+from moe.blocks import Backward, Forward
+from moe.native import kernel_blocks
+
+torch.set_num_threads(2)
+rows, hidden, size = 100_000, 64, 64
+kernel = kernel_blocks(torch.ones(1, hidden), size)
+x, h, y = (torch.zeros(rows, width) for width in (hidden, 2 * size, hidden))
+w13, w2 = torch.zeros(1, 2 * size, hidden), torch.zeros(1, hidden, size)
+kernel.forward([1], Forward(x, w13, w2, h, y))  # starts the threads
+now = next(1024 * int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize"))
+resource.setrlimit(resource.RLIMIT_AS, (now + 2**20, now + 2**20))
+for call in (
+    lambda: kernel.forward([rows], Forward(x, w13, w2, h, y)),
+    lambda: kernel.backward([rows], Backward(x, h, y, w13, w2, torch.empty(0), None, None)),
+):
+    try:
+        call()
+    except MemoryError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_want_of_memory_is_an_error_and_not_the_end() -> None:
+    kernel_of(torch.float32)
+    done = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True, check=True)
+    assert done.stdout == 2 * "no memory for 100000 copies of one expert of 64 x 64\n"
 
 
 def test_a_row_does_not_depend_on_the_others_of_its_expert() -> None:
