@@ -34,7 +34,7 @@ def load_or_none(source: Path, instead: str, flags: tuple[str, ...] = ()) -> cty
     """
     try:
         return ctypes.CDLL(str(compiled(source, flags)))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or error
         log.warning("%s cannot be had; %s: %s", source, instead, reason)
         return None
@@ -45,6 +45,8 @@ def compiled(source: Path, flags: tuple[str, ...] = ()) -> Path:
 
     Raises:
         OSError: there is no compiler, or the cache directory cannot be written.
+        RuntimeError: the user has no home directory, as in containers that run under any user's number.
+        ValueError: `$CXX` has a quote that does not end.
         subprocess.SubprocessError: the compiler failed or took too long.
     """
     compiler = shlex.split(os.environ.get("CXX") or shutil.which("c++") or shutil.which("clang++") or "g++")

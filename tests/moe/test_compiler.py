@@ -40,7 +40,7 @@ def test_a_library_is_compiled_once_for_all_it_depends_on(source: Path, monkeypa
     assert compiler.compiled(source) != path
 
 
-@pytest.mark.parametrize("command", ["false", "no-such-compiler", "false --with 'an argument'"])
+@pytest.mark.parametrize("command", ["false", "no-such-compiler", "false --with 'an argument'", "c++ '"])
 def test_without_a_working_compiler_the_log_says_what_is_done_instead(
     command: str, source: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -48,6 +48,28 @@ def test_without_a_working_compiler_the_log_says_what_is_done_instead(
     with caplog.at_level(logging.WARNING):
         assert compiler.load_or_none(source, "we count by hand") is None
     assert "we count by hand" in caplog.text
+
+
+def test_a_user_without_a_home_directory_does_without(
+    source: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    for variable in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(variable)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    with caplog.at_level(logging.WARNING):
+        assert compiler.load_or_none(source, "we count by hand") is None
+    assert "home directory" in caplog.text
+
+
+@needs_compiler
+def test_a_path_may_hold_spaces(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(source.parent / "my cache"))
+    library = compiler.load_or_none(source.rename(source.parent / "my seven.cpp"), "we count by hand")
+    assert library is not None
+    assert library.seven() == 7
 
 
 @needs_compiler
