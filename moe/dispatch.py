@@ -136,7 +136,7 @@ class _WeightedSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y_ND: Tensor, weights_TK: Tensor, home: Permutation) -> Tensor:
         num_tokens, top_k = weights_TK.shape
-        y_TKD = y_ND.index_select(0, home.inverse_N).view(num_tokens, top_k, -1)
+        y_TKD = y_ND.index_select(0, home.inverse_N).view(num_tokens, top_k, y_ND.shape[1])
         ctx.save_for_backward(y_TKD, weights_TK)
         ctx.home = home
         out_TD = y_TKD[:, 0] * weights_TK[:, :1]

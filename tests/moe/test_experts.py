@@ -13,10 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moe.balance import Balancing
 from moe.blocks import ProductBlocks
 from moe.config import MoEConfig
 from moe.dispatch import ExpertParallel, combine, dispatch, receive, send_home
 from moe.experts import block_swiglu, grouped_swiglu
+from moe.model import MoE
 from moe.native import KernelBlocks, kernel_blocks
 from moe.permutation import Permutation
 from moe.router import Routing
@@ -283,3 +285,19 @@ def test_combining_is_the_weighted_sum_and_so_is_its_gradient() -> None:
     expected_TD = x_TD * ((experts_TK + 1) * weights_TK).sum(1, keepdim=True)
     torch.testing.assert_close(scaled_by_expert(x_TD, weights_TK), expected_TD, rtol=1e-14, atol=0)
     assert torch.autograd.gradcheck(scaled_by_expert, (x_TD.requires_grad_(), weights_TK.requires_grad_()))
+
+
+@pytest.mark.parametrize("balancing", [None, Balancing(capacity_factor=0.5)])
+def test_a_layer_may_have_no_tokens(balancing: Balancing | None) -> None:
+    """As a process that shares the experts of others."""
+    layer = MoE(CONFIG, ExpertParallel(), balancing)
+    for parameter in layer.parameters():
+        torch.nn.init.ones_(parameter)
+    x_TD = torch.empty(0, 16).requires_grad_()
+    out_TD, balance = layer(x_TD, (0,))
+    (out_TD.sum() + balance.loss_sum).backward()
+    assert out_TD.shape == (0, 16)
+    assert balance.loss_sum == 0
+    for parameter in layer.parameters():
+        assert parameter.grad is not None
+        assert not parameter.grad.any()
