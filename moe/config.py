@@ -124,8 +124,8 @@ class MoEConfig:
 
         The layer's input, the outputs of three norms and of the attention before the residual MLP; queries, keys,
         values, and what was attended to, by document and together; gate, up and product of the residual MLP; and for
-        each chosen expert its input, gate, up and output. Beside them each expert's probability in fp32, and some 60
-        bytes.
+        each chosen expert its input, gate, up and output. Beside them each expert's probability in fp32, and some 90
+        bytes, of which 16 a chosen expert are the copies' order.
         """
         d, kv = self.hidden_size, self.num_kv_heads * self.head_dim
         experts = self.top_k * (2 * d + 2 * self.expert_intermediate_size)

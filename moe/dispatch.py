@@ -137,8 +137,7 @@ class _WeightedSum(torch.autograd.Function):
     def forward(ctx: Any, y_ND: Tensor, weights_TK: Tensor, home: Permutation) -> Tensor:
         num_tokens, top_k = weights_TK.shape
         y_TKD = y_ND.index_select(0, home.inverse_N).view(num_tokens, top_k, y_ND.shape[1])
-        ctx.save_for_backward(y_TKD, weights_TK)
-        ctx.home = home
+        ctx.save_for_backward(y_TKD, weights_TK, home.order_N)
         out_TD = y_TKD[:, 0] * weights_TK[:, :1]
         for choice in range(1, top_k):
             out_TD.addcmul_(y_TKD[:, choice], weights_TK[:, choice, None])
@@ -147,8 +146,7 @@ class _WeightedSum(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        (y_TKD, weights_TK), order_N = ctx.saved_tensors, ctx.home.order_N
-        grad_TD = gradients[0]
+        (y_TKD, weights_TK, order_N), grad_TD = ctx.saved_tensors, gradients[0]
         grad_weights_TK = (y_TKD * grad_TD[:, None]).sum(-1)
         grad_y_ND = grad_TD.index_select(0, order_N // weights_TK.shape[1])
         return grad_y_ND.mul_(weights_TK.flatten()[order_N, None]), grad_weights_TK, None

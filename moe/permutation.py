@@ -62,13 +62,16 @@ class _Take(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, permutation: Permutation, copies: int) -> Tensor:
-        ctx.permutation, ctx.copies = permutation, copies
+        # as attributes of ctx they would stay where a recomputed layer keeps its input only
+        ctx.save_for_backward(permutation.inverse_N, permutation.dropped_N)
+        ctx.copies = copies
         return x_TD.index_select(0, permutation.order_N // copies if copies > 1 else permutation.order_N)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        grad_ND = gradients[0].index_select(0, ctx.permutation.inverse_N)
-        if ctx.permutation.dropped_N is not None:
-            grad_ND.masked_fill_(ctx.permutation.dropped_N[:, None], 0)
+        inverse_N, dropped_N = ctx.saved_tensors
+        grad_ND = gradients[0].index_select(0, inverse_N)
+        if dropped_N is not None:
+            grad_ND.masked_fill_(dropped_N[:, None], 0)
         return grad_ND.unflatten(0, (-1, ctx.copies)).sum(1) if ctx.copies > 1 else grad_ND, None, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor
 import moe.model
 from moe.dispatch import ExpertParallel
 from moe.model import HybridModel
+from moe.permutation import Permutation
 from tests.moe.conftest import TINY, tiny_model
 from tests.moe.test_parity import LENGTHS, TOKENS, packed
 
@@ -82,10 +84,31 @@ def test_a_layer_keeps_its_input_only() -> None:
     assert kept_bytes(3, recompute=True) - kept_bytes(2, recompute=True) == input_bytes
 
 
+@pytest.mark.parametrize("recompute", [True, False])
+def test_nor_does_it_keep_the_order_of_copies(recompute: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which hooks of saved tensors would not see, were it kept beside them."""
+    orders: list[weakref.ref[Tensor]] = []
+    sorting = Permutation.sorting
+
+    def watched(keys_N: Tensor) -> Permutation:
+        order = sorting(keys_N)
+        orders.extend(map(weakref.ref, (order.order_N, order.inverse_N)))
+        return order
+
+    monkeypatch.setattr(Permutation, "sorting", watched)
+    model = tiny_model()
+    model._activation_checkpointing = recompute
+    hidden_TD, _ = model(packed(LENGTHS, TOKENS))
+    assert hidden_TD.grad_fn is not None
+    assert len(orders) == 2 * TINY.num_layers
+    assert [order() is None for order in orders] == [recompute] * len(orders)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_without_it_a_layer_keeps_what_the_config_says(dtype: torch.dtype) -> None:
     layer_bytes = kept_bytes(3, recompute=False, dtype=dtype) - kept_bytes(2, recompute=False, dtype=dtype)
-    stated = dtype.itemsize * TINY.num_activations() + 4 * TINY.num_experts
+    order = 2 * 8 * TINY.top_k  # of the copies by expert, and back
+    stated = dtype.itemsize * TINY.num_activations() + 4 * TINY.num_experts + order
     assert stated < layer_bytes / len(TOKENS) < stated + 80
 
 
