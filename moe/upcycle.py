@@ -49,7 +49,8 @@ def upcycle(
         num_experts: of each layer.
         top_k: experts a token.
         expert_intermediate_size: rows of the dense MLP that each expert begins with; by default Arctic's ratio, 19/28
-            of the hidden size.
+            of the hidden size, less up to 7, so that it is a multiple of 8: in 16-bit numbers `grouped_mm`, which GPUs
+            need, takes no others.
         seed: of the experts' picks and the router.
 
     Returns:
@@ -82,7 +83,7 @@ def _hybrid_config(dense: dict[str, Any], num_experts: int, top_k: int, expert_s
         if dense.get(key, supported) != supported:
             raise ValueError(f"{CONFIG_FILE}: {key} is {dense[key]!r}, only {supported!r} is supported")
     hidden_size, num_heads = dense["hidden_size"], dense["num_attention_heads"]
-    expert_size = expert_size or hidden_size * 19 // 28
+    expert_size = expert_size or max(8, hidden_size * 19 // 28 // 8 * 8)
     if expert_size > dense["intermediate_size"]:
         raise ValueError(f"an expert begins with {expert_size} rows of an MLP that has {dense['intermediate_size']}")
     if dense.get("head_dim") not in (None, hidden_size // num_heads):
@@ -158,7 +159,7 @@ def main() -> None:
     parser.add_argument("target", type=Path, help="directory to write to")
     parser.add_argument("--num-experts", type=int, required=True)
     parser.add_argument("--top-k", type=int, default=2)
-    parser.add_argument("--expert-intermediate-size", type=int, help="by default 19/28 of the hidden size")
+    parser.add_argument("--expert-intermediate-size", type=int, help="by default 19/28 of the hidden size, in eights")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     config = upcycle(

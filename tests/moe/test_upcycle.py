@@ -12,9 +12,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from moe.attention import Documents
+from moe.experts import grouped_swiglu
 from moe.hf import load_checkpoint, read_config
 from moe.model import HybridModel, PackedBatch
-from moe.upcycle import upcycle
+from moe.upcycle import _hybrid_config, upcycle
 
 TOKENS = [3, 14, 15, 9, 2, 6, 5, 35, 8]
 
@@ -122,3 +123,15 @@ def test_the_command_says_what_came_out(tmp_path: Path) -> None:
     config = read_config(tmp_path / "hybrid")
     assert done.stdout == f"{config.num_params():,} parameters, {config.num_active_params():,} active\n"
     assert config.expert_intermediate_size == 24 * 19 // 28
+
+
+# SmolLM2, where 19/28 would be 390, TinyLlama (1389), Arctic, which divides, and a width whose 19/28 is below 8
+@pytest.mark.parametrize(("hidden_size", "expected"), [(576, 384), (2048, 1384), (7168, 4864), (8, 8)])
+def test_experts_have_by_default_a_size_that_grouped_mm_takes(tmp_path: Path, hidden_size: int, expected: int) -> None:
+    dense_model(tmp_path, tied=False)
+    dense = json.loads((tmp_path / "config.json").read_text())
+    dense |= {"hidden_size": hidden_size, "head_dim": None, "num_attention_heads": 4, "intermediate_size": hidden_size}
+    size = _hybrid_config(dense, 4, 2, None).expert_intermediate_size
+    assert size == expected
+    x_MD, w13_EGD, w2_EDF = torch.ones(2, 16), torch.ones(1, 2 * size, 16), torch.ones(1, 16, size)
+    grouped_swiglu(*(tensor.bfloat16() for tensor in (x_MD, w13_EGD, w2_EDF)), torch.tensor([2]))
