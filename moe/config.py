@@ -75,9 +75,11 @@ class MoEConfig:
     kept: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "num_experts", "top_k"):
+        for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, is {getattr(self, name)}")
+        if self.residual_intermediate_size is not None and self.residual_intermediate_size < 1:
+            raise ValueError(f"residual_intermediate_size must be at least 1, is {self.residual_intermediate_size}")
         if self.hidden_size % self.num_heads or self.head_dim % 2:
             raise ValueError(f"hidden_size {self.hidden_size} / num_heads {self.num_heads} is no even whole number")
         if self.num_heads % self.num_kv_heads:
@@ -143,7 +145,7 @@ class MoEConfig:
         """Read a published `config.json`, of either revision: 56 or 8 key-value heads.
 
         Raises:
-            ValueError: a size is missing, or a key asks for what this package does not compute.
+            ValueError: a size is missing or no number, or a key asks for what this package does not compute.
         """
         for key, supported in _HF_FIXED.items():
             if key in document and document[key] != supported:
@@ -154,13 +156,18 @@ class MoEConfig:
         missing = [key for key in _HF_NAMES.values() if key not in document and key in _REQUIRED_HF_KEYS]
         if missing:
             raise ValueError(f"config.json has no {missing[0]!r}")
+        for key in _HF_NAMES.values():
+            if not isinstance(document.get(key, 0), (int, float)):
+                raise ValueError(f"config.json: {key} is {document[key]!r}, no number")  # noqa: TRY004  the file's fault
         sizes = {name: document[key] for name, key in _HF_NAMES.items() if key in document}
         read = {*_HF_NAMES.values(), *_HF_FIXED, *_HF_NULL, *_HF_OF_FILES, _HF_RESIDUAL}
         kept = {key: value for key, value in document.items() if key not in read}
         return cls(**sizes, residual_intermediate_size=document.get(_HF_RESIDUAL), kept=kept)
 
 
-_REQUIRED_HF_KEYS = {_HF_NAMES[f.name] for f in fields(MoEConfig) if f.type == "int" and f.name != "max_positions"}
+_COUNTS = tuple(f.name for f in fields(MoEConfig) if f.type == "int")
+
+_REQUIRED_HF_KEYS = {_HF_NAMES[name] for name in _COUNTS if name != "max_positions"}
 
 PRESETS: dict[str, MoEConfig] = {
     "arctic-480b": MoEConfig(),

@@ -81,6 +81,9 @@ def test_unsupported_and_missing_keys_are_named() -> None:
         MoEConfig.from_hf(document | {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}})
     with pytest.raises(ValueError, match="sliding_window is 4096"):
         MoEConfig.from_hf(document | {"sliding_window": 4096})
+    for value in (None, "8"):
+        with pytest.raises(ValueError, match=f"num_key_value_heads is {value!r}, no number"):
+            MoEConfig.from_hf(document | {"num_key_value_heads": value})
     del document["num_local_experts"]
     with pytest.raises(ValueError, match="num_local_experts"):
         MoEConfig.from_hf(document)
@@ -91,3 +94,6 @@ def test_impossible_sizes_are_refused() -> None:
         MoEConfig(num_kv_heads=3)
     with pytest.raises(ValueError, match="top_k 9 exceeds"):
         MoEConfig(num_experts=8, top_k=9)
+    for name in ("num_layers", "expert_intermediate_size", "max_positions", "residual_intermediate_size"):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1, is 0"):
+            MoEConfig(**{name: 0})
