@@ -22,6 +22,7 @@ from moe.model import HybridModel
 
 INDEX_FILE = "model.safetensors.index.json"
 CONFIG_FILE = "config.json"
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 def checkpoint_slices(model: HybridModel) -> Iterator[tuple[str, Tensor]]:
@@ -70,7 +71,8 @@ def load_checkpoint(model: HybridModel, directory: Path) -> None:
 
     Raises:
         FileNotFoundError: a file that the index names is missing.
-        ValueError: a tensor is missing, unknown or of another shape; the message names it and its file.
+        ValueError: a tensor is missing, unknown, of another shape or of integers, or holds NaN; the message names it and
+            its file.
     """
     with TensorFiles(directory) as stored:
         if unknown := stored.keys - _all_keys(model):
@@ -142,6 +144,8 @@ def _all_keys(model: HybridModel) -> set[str]:
 def _copy(source: Tensor, target: Tensor, where: str) -> None:
     if source.shape != target.shape:
         raise ValueError(f"{where}: shape {tuple(source.shape)}, expected {tuple(target.shape)}")
+    if source.dtype not in _DTYPES:  # of a quantised checkpoint, that means nothing without its scales
+        raise ValueError(f"{where}: numbers of type {str(source.dtype).removeprefix('torch.')}")
     # NaN passes through both; `source.isfinite()` would hold a second tensor, and a third
     if not torch.stack(source.aminmax()).isfinite().all():
         raise ValueError(f"{where}: holds NaN or infinity")

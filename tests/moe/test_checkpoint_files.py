@@ -84,6 +84,14 @@ def _edit(directory: Path, edit) -> None:  # type: ignore[no-untyped-def]
             lambda t: t["model.norm.weight"].fill_(float("nan")) if "model.norm.weight" in t else None,
             "model.norm.weight: holds NaN",
         ),
+        (
+            lambda t: t.update({key: t[key].char() for key in t if key == "model.norm.weight"}),
+            "model.norm.weight: numbers of type int8",
+        ),
+        (
+            lambda t: t.update({key: t[key].to(torch.float8_e4m3fn) for key in t if key == "model.norm.weight"}),
+            "model.norm.weight: numbers of type float8_e4m3fn",
+        ),
     ],
 )
 def test_a_bad_tensor_is_named(written: Path, edit, message: str) -> None:  # type: ignore[no-untyped-def]
