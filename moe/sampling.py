@@ -53,6 +53,9 @@ def choose(logits_NV: Tensor, sampling: Sampling, generator: torch.Generator | N
 
     Returns:
         Token ids, [N], int64.
+
+    Raises:
+        ValueError: logits to draw from hold NaN, or nothing but minus infinity.
     """
     if sampling.temperature == 0:
         return logits_NV.argmax(-1)
@@ -64,6 +67,8 @@ def choose(logits_NV: Tensor, sampling: Sampling, generator: torch.Generator | N
     probabilities_NV = scaled_NV.softmax(-1)
     before_NV = probabilities_NV.cumsum(-1) - probabilities_NV
     ends_NV = probabilities_NV.masked_fill(before_NV >= sampling.top_p, 0).cumsum(-1)
+    if ends_NV[:, -1].isnan().any():  # else the index behind the last token would be chosen
+        raise ValueError("the logits hold NaN, or leave no token a chance")
     device = "cpu" if generator is None else generator.device
     random_N1 = torch.rand(len(logits_NV), 1, dtype=torch.float64, generator=generator, device=device)
     # in (0, sum], so that the first end at or above it belongs to a token with a chance

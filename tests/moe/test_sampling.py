@@ -87,6 +87,12 @@ def test_extreme_random_numbers_choose_tokens_with_a_chance(monkeypatch: pytest.
         assert choose(logits_NV, Sampling()).tolist() == [token]
 
 
+@pytest.mark.parametrize("logits", [[0.0, math.nan, 1.0], [-math.inf] * 3])
+def test_there_is_no_drawing_from_what_is_no_distribution(logits: list[float]) -> None:
+    with pytest.raises(ValueError, match="logits hold NaN"):
+        choose(torch.tensor([[0.0, 1.0, 2.0], logits]), Sampling())
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
