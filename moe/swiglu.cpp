@@ -454,7 +454,7 @@ bool swiglu_backward_fp32(int num_threads, Size num_experts, const Size* starts,
 }
 
 #ifdef __AVX512BF16__
-// `hidden` and `intermediate` must be even.
+// `hidden` and `intermediate` must be even; read in units, tensors are meant to begin at multiples of 4 bytes.
 bool swiglu_forward_bf16(int num_threads, Size num_experts, const Size* starts, Size hidden, Size intermediate,
                          const void* x, const void* w13, const void* w2, void* h, void* y) {
   return forward<Bf16>(num_threads, num_experts, starts, hidden, intermediate, x, w13, w2, h, y);
