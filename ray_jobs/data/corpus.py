@@ -3,7 +3,7 @@
     corpus-<hash>/conversations/part-<file>.parquet   row, roles, contents
     corpus-<hash>/signatures/part-<file>.parquet      their MinHash signatures
     corpus-<hash>/duplicates.parquet                  one line per dropped duplicate, with the twin that was kept
-    corpus-<hash>/tokenised/part-<file>.parquet       the kept ones: tokens, trained
+    corpus-<hash>/tokenised/part-<file>.parquet       the kept ones: tokens, trained, borders of turns
     corpus-<hash>/tokenizer/                          Hugging Face tokenizer with chat template
     corpus-<hash>/index.parquet                       one line per tokenised conversation
     corpus-<hash>/rejected/part-<file>.parquet        rows that are no conversation: source, file, row, reason, excerpt
@@ -39,7 +39,7 @@ from service.spec.data import DecontaminateSpec
 from service.spec.identity import IdentitySourceSpec
 from service.spec.job import JobSpec
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 """Raised when this code would make other data of the same sources."""
 MANIFEST_FILE = "manifest.json"
 _OF_SOURCE = {"name", "category", "form", "replace", "system_prompt", "max_rows", "duplicates"}

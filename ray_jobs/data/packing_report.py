@@ -61,16 +61,22 @@ def describe_mixture(
 
 
 def describe_sources(
-    data: DataSpec, available: RowCounts, distinct: RowCounts, examples: RowCounts, tokens: Sequence[int]
+    data: DataSpec,
+    available: RowCounts,
+    distinct: RowCounts,
+    examples: RowCounts,
+    tokens: Sequence[int],
+    trained: Sequence[int],
 ) -> list[dict[str, Any]]:
     """What came of each source.
 
     Args:
         data: the spec.
-        available: conversations to choose from, by source.
+        available: conversations, or pieces of long ones, to choose from, by source.
         distinct: that were chosen, each once.
         examples: that were chosen, each as often as it was.
         tokens: of the examples, by source.
+        trained: those of them that are trained, by source.
     """
     return [
         {
@@ -82,6 +88,8 @@ def describe_sources(
             "distinct": distinct[number],
             "examples": examples[number],
             "tokens": tokens[number],
+            "trained_tokens": trained[number],
+            "trained_fraction": trained[number] / tokens[number] if tokens[number] else None,
         }
         for number, source in enumerate(data.sources)
     ]

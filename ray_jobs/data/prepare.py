@@ -22,6 +22,7 @@ import ray
 from ray_jobs.data.accounting import Ledger, RowCounts
 from ray_jobs.data.corpus import Corpus, prepare_corpus, read_manifest, write_manifest
 from ray_jobs.data.corpus_builder import ProgressCallback
+from ray_jobs.data.fit import fit
 from ray_jobs.data.mixture import Candidates, choose_mixture, held_out
 from ray_jobs.data.packing import lower_bound, pack
 from ray_jobs.data.packing_report import (
@@ -35,7 +36,7 @@ from ray_jobs.data.shards import Document, write_shard
 from service.errors import EmptyDataError
 from service.spec.job import JobSpec
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Raised when this code would pack the same corpus otherwise."""
 _ROWS_PER_SHARD = 4096
 _VERSIONS = ("datasketch", "numpy", "pyarrow", "ray", "tokenizers")
@@ -97,63 +98,73 @@ class _Packer:
     def __init__(self, spec: JobSpec, corpus: Corpus, url: str, progress: ProgressCallback) -> None:
         self._spec, self._corpus, self._url, self._progress = spec, corpus, url, progress
         index = corpus.read_index()
-        sources = self._source = index["source"].to_numpy()
-        self._file, self._position = index["file"].to_numpy(), index["position"].to_numpy()
-        self._category = np.array([source.category for source in spec.data.sources])[sources]
-        self._hashes = index["content_hash"].to_pylist()
         if len(index) != corpus.manifest["accounting"][-1]["rows_out"]:
             raise AssertionError(f"the corpus says it has {corpus.manifest['accounting'][-1]}, its index {len(index)}")
         self._ledger = Ledger([source.name for source in spec.data.sources])
-        full_length, limit = index["num_tokens"].to_numpy(), spec.data.sequence_length
-        self._length = np.minimum(full_length, limit)
-        self._is_long = full_length > limit
-        # a document whose completions all lie beyond the cut would train on nothing
-        self._is_usable = index["first_trained"].to_numpy() < limit
-        if spec.data.on_long_conversation == "drop":
-            self._is_usable &= ~self._is_long
+        self._fitted = fit(
+            index, f"{corpus.url}/tokenised", spec.data.sequence_length, spec.data.on_long_conversation, progress
+        )
+        self._source_of_conversation, self._hashes = index["source"].to_numpy(), index["content_hash"].to_pylist()
+        # from here on by document: a conversation, or a piece of one
+        self._conversation = self._fitted.conversation
+        self._source = self._source_of_conversation[self._conversation]
+        self._file, self._position = (index[name].to_numpy()[self._conversation] for name in ("file", "position"))
+        self._head, self._start, self._length, self._trained = self._fitted.pieces.T
+        self._category = np.array([source.category for source in spec.data.sources])[self._source]
 
     def pack(self) -> dict[str, Any]:
         """Write the rows; returns the manifest without its hash."""
-        usable, dropped = np.flatnonzero(self._is_usable), np.flatnonzero(~self._is_usable)
-        training, kept_out = self._hold_out(usable)
+        training, kept_out = self._hold_out()
         chosen, stopped_by = self._mix(training)
-        left_out = np.setdiff1d(training, chosen)
-        rows = self._rows
-        self._ledger.stage("fit", rows(np.arange(len(self._source))), rows(usable), dropped=rows(dropped))
-        self._ledger.stage("hold out", rows(usable), rows(training), held_out=rows(kept_out))
-        self._ledger.stage("mix", rows(training), rows(np.unique(chosen)), left_out_by_mixture=rows(left_out))
+        self._account(training, kept_out, chosen)
         available = Counter(self._category[training].tolist())
         train, evaluation = self._write(chosen, "train"), self._write(kept_out, "held_out")
+        if train.trained.total() != (expected := self._trained[chosen].sum()):
+            raise AssertionError(
+                f"{expected} tokens of the mix are to be trained, {train.trained.total()} were written"
+            )
         corpus = {key: value for key, value in self._corpus.manifest.items() if key != "hash"}
         return {
             "corpus": self._corpus.manifest["hash"],
             **corpus,
             "accounting": corpus["accounting"] + self._ledger.stages,
             "held_out": describe_held_out(evaluation),
+            "fit": self._fitted.describe(self._source_of_conversation, [s.name for s in self._spec.data.sources]),
             "mixture_by": self._spec.data.mixture_by,
             "mixture": describe_mixture(self._spec.data, train, available, stopped_by),
             "mixture_sources": self._describe_sources(training, chosen),
             "packing": {
                 **describe_packing(train, self._spec.data.sequence_length),
-                "truncated": int(self._is_long[chosen].sum()),
-                "dropped": len(dropped),
-                "left_out_by_mixture": len(left_out),
+                "left_out_by_mixture": len(np.setdiff1d(training, chosen)),
                 "repeated": len(chosen) - len(np.unique(chosen)),
             },
             "versions": {package: version(package) for package in _VERSIONS},
         }
 
-    def _rows(self, chosen: np.ndarray) -> RowCounts:
-        return Counter(self._source[chosen].tolist())
+    def _account(self, training: np.ndarray, kept_out: np.ndarray, chosen: np.ndarray) -> None:
+        """Enter what became of each conversation; one that is split is in the mix if any piece of it is."""
+        source = self._source_of_conversation
+        usable, gone = Counter(source[self._fitted.usable].tolist()), self._fitted.gone(source)
+        self._ledger.stage("fit", Counter(source.tolist()), usable, **gone)
+        on, held = self._rows(training), self._rows(kept_out)
+        self._ledger.stage("hold out", usable, on, held_out=held)
+        left = np.setdiff1d(self._conversation[training], self._conversation[chosen])
+        self._ledger.stage("mix", on, self._rows(chosen), left_out_by_mixture=Counter(source[left].tolist()))
 
-    def _hold_out(self, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The conversations to train on, and those kept from training."""
-        hashes, categories = [self._hashes[index] for index in usable], self._category[usable].tolist()
+    def _rows(self, documents: np.ndarray) -> RowCounts:
+        """Conversations that documents are of, by source."""
+        return Counter(self._source_of_conversation[np.unique(self._conversation[documents])].tolist())
+
+    def _hold_out(self) -> tuple[np.ndarray, np.ndarray]:
+        """The documents to train on, and those kept from training: whole conversations, with all their pieces."""
+        usable, first = np.unique(self._conversation, return_index=True)
+        hashes, categories = [self._hashes[index] for index in usable], self._category[first].tolist()
         is_held_out = held_out(hashes, categories, self._spec.data.held_out_fraction, self._spec.seed)
-        return usable[~is_held_out], usable[is_held_out]
+        is_kept_out = np.isin(self._conversation, usable[is_held_out])
+        return np.flatnonzero(~is_kept_out), np.flatnonzero(is_kept_out)
 
     def _mix(self, training: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-        """Those of the conversations that make up the mix, repeated ones as often; and why no more of each category."""
+        """Those of the documents that make up the mix, repeated ones as often; and why no more of each category."""
         data, categories = self._spec.data, self._category[training]
         if not len(training):
             raise EmptyDataError("no conversation is left to train on", "data")
@@ -206,12 +217,20 @@ class _Packer:
 
     def _document(self, index: int) -> Document:
         return Document(
-            int(self._file[index]), int(self._position[index]), int(self._length[index]), str(self._category[index])
+            int(self._file[index]),
+            int(self._position[index]),
+            int(self._head[index]),
+            int(self._start[index]),
+            int(self._length[index]),
+            str(self._category[index]),
         )
 
     def _describe_sources(self, training: np.ndarray, chosen: np.ndarray) -> list[dict[str, Any]]:
-        rows = self._rows
-        tokens = np.bincount(self._source[chosen], self._length[chosen], len(self._spec.data.sources))
-        return describe_sources(
-            self._spec.data, rows(training), rows(np.unique(chosen)), rows(chosen), tokens.astype(int).tolist()
+        available, distinct, examples = (
+            Counter(self._source[documents].tolist()) for documents in (training, np.unique(chosen), chosen)
         )
+        tokens, trained = (
+            np.bincount(self._source[chosen], values[chosen], len(self._spec.data.sources)).astype(int).tolist()
+            for values in (self._length, self._trained)
+        )
+        return describe_sources(self._spec.data, available, distinct, examples, tokens, trained)

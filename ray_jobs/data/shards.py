@@ -18,12 +18,14 @@ class Document(NamedTuple):
 
     Attributes:
         file, position: where its tokens lie: the part's number, the line in it.
-        length: tokens to take, from the start.
+        head, start, length: which of them to take: the first `head`, then those from `start` on, `length` in all.
         category: its category.
     """
 
     file: int
     position: int
+    head: int
+    start: int
     length: int
     category: str
 
@@ -72,10 +74,17 @@ class _Parts:
         self._parts: dict[int, pa.Table] = {}
 
     def read(self, document: Document) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens and mask of a document, cut to its length."""
+        """Tokens and mask of a document."""
         if document.file not in self._parts:
             self._parts[document.file] = read_parquet(part_url(self._url, document.file)).combine_chunks()
-        part, limit = self._parts[document.file], document.length
-        tokens = part["tokens"][document.position].values[:limit].to_numpy()
-        trained = part["trained"][document.position].values[:limit].to_numpy(zero_copy_only=False)
-        return tokens, trained
+        part = self._parts[document.file]
+        tokens, trained = (
+            part[name][document.position].values.to_numpy(zero_copy_only=False) for name in ("tokens", "trained")
+        )
+        return _taken(tokens, document), _taken(trained, document)
+
+
+def _taken(values: np.ndarray, document: Document) -> np.ndarray:
+    head, start = document.head, document.start
+    rest = values[start : start + document.length - head]
+    return np.concatenate([values[:head], rest]) if head else rest

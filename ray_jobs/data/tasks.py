@@ -30,7 +30,7 @@ from ray_jobs.data.removed_rows import (
     rejected_table,
 )
 from ray_jobs.data.sources import SourceFile
-from ray_jobs.data.tokenise import ChatTokenizer
+from ray_jobs.data.tokenise import ChatTokenizer, TokenisedConversation
 from ray_jobs.run_directory import local_directory
 from service.spec.data import DataSpec, DedupSpec
 from service.spec.source import SourceSpec
@@ -44,7 +44,15 @@ CONVERSATION_SCHEMA = pa.schema(
     [("row", pa.int64()), ("roles", pa.list_(pa.string())), ("contents", pa.list_(pa.string()))]
 )
 SIGNATURE_SCHEMA = pa.schema([("minima", pa.binary())])
-TOKENISED_SCHEMA = pa.schema([("tokens", pa.list_(pa.int32())), ("trained", pa.list_(pa.bool_()))])
+TURN_COLUMNS = ("turn_ends", "turn_roles", "turn_answers")
+"""The fields of `cutting.TurnBorders`."""
+TOKENISED_SCHEMA = pa.schema(
+    [
+        ("tokens", pa.list_(pa.int32())),
+        ("trained", pa.list_(pa.bool_())),
+        *((name, pa.list_(pa.int32())) for name in TURN_COLUMNS),
+    ]
+)
 KEY_SCHEMA = pa.schema(
     [
         ("file", pa.int32()),
@@ -63,7 +71,8 @@ INDEX_SCHEMA = pa.schema(
         ("source", pa.int32()),
         ("content_hash", pa.binary()),
         ("num_tokens", pa.int64()),
-        ("first_trained", pa.int64()),
+        ("num_trained_tokens", pa.int64()),
+        ("num_answer_tokens", pa.int64()),  # the trained ones without end tokens
     ]
 )
 
@@ -225,9 +234,7 @@ def tokenise_file(batch: pa.Table, data: DataSpec, corpus_url: str) -> Iterator[
         for start in range(0, kept.num_rows, _BATCH):
             conversations = read_conversations(kept.slice(start, _BATCH))
             rendered = tokenizer.render([with_system_prompt(c, system_prompt) for c in conversations])
-            tokens = pa.array([r.tokens for r in rendered], pa.list_(pa.int32()))
-            trained = pa.array([r.trained for r in rendered], pa.list_(pa.bool_()))
-            writer.write_table(pa.table([tokens, trained], schema=TOKENISED_SCHEMA))
+            writer.write_table(_tokenised_table(rendered))
             size = len(rendered)
             columns = [
                 np.full(size, item["file"], dtype=np.int32),
@@ -235,7 +242,20 @@ def tokenise_file(batch: pa.Table, data: DataSpec, corpus_url: str) -> Iterator[
                 np.full(size, item["source"], dtype=np.int32),
                 pa.array(item["content_hashes"][start : start + size], pa.binary()),
                 [len(r.tokens) for r in rendered],
-                [int(r.trained.argmax()) for r in rendered],
+                [int(r.trained.sum()) for r in rendered],
+                [int(r.borders.answers.sum()) for r in rendered],
             ]
             yield pa.table(columns, schema=INDEX_SCHEMA)
             position += size
+
+
+def _tokenised_table(rendered: Sequence[TokenisedConversation]) -> pa.Table:
+    columns = [
+        [r.tokens for r in rendered],
+        [r.trained for r in rendered],
+        [r.borders.ends for r in rendered],
+        [r.borders.roles for r in rendered],
+        [r.borders.answers for r in rendered],
+    ]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, TOKENISED_SCHEMA, strict=True)]
+    return pa.table(arrays, schema=TOKENISED_SCHEMA)

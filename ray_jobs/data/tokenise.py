@@ -21,7 +21,8 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from ray_jobs.data.formats import Conversation, Turn
+from ray_jobs.data.cutting import TurnBorders
+from ray_jobs.data.formats import ROLES, Conversation, Turn
 from service.errors import InvalidSpecError
 
 START, END = "<|im_start|>", "<|im_end|>"
@@ -66,10 +67,12 @@ class TokenisedConversation:
     Attributes:
         tokens: int32 [T].
         trained: bool [T]; whether a token is a target of the loss, predicted from the one before it.
+        borders: of its turns; a turn ends behind its line end.
     """
 
     tokens: np.ndarray
     trained: np.ndarray
+    borders: TurnBorders
 
 
 class ChatTokenizer:
@@ -133,8 +136,14 @@ class ChatTokenizer:
     def _join(self, conversation: Conversation, encodings: Sequence[Encoding]) -> TokenisedConversation:
         tokens: list[int] = []
         trained: list[bool] = []
+        ends: list[int] = []
+        answers: list[int] = []
         for turn, encoding in zip(conversation, encodings, strict=True):
             ids, mask = self._turn(turn, encoding)
             tokens += [self._start, *ids, self._end, *self._line_end]
             trained += [False, *mask, turn.role == "assistant", *(False for _ in self._line_end)]
-        return TokenisedConversation(np.array(tokens, dtype=np.int32), np.array(trained))
+            ends.append(len(tokens))
+            answers.append(sum(mask))
+        roles = [ROLES.index(turn.role) for turn in conversation]
+        borders = TurnBorders(*(np.array(numbers, dtype=np.int32) for numbers in (ends, roles, answers)))
+        return TokenisedConversation(np.array(tokens, dtype=np.int32), np.array(trained), borders)

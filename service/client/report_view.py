@@ -22,6 +22,14 @@ _COUNT_TITLES = {
     "near_duplicates": "near dup.",
     "rows_kept": "kept",
 }
+_FIT_TITLES = {
+    "truncated": "truncated",
+    "split": "split",
+    "pieces": "into pieces",
+    "exchanges_too_long": "exch. too long",
+    "too_long": "dropped",
+    "no_trained_token": "train nothing",
+}
 _RARE_COUNTS = ("rows_contaminated", "rows_over_cap")
 """Columns for those whom they concern."""
 
@@ -31,7 +39,9 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     parts: list[RenderableType] = [
         _sources(report["data"]),
         *_skipped_rows(report["data"]),
+        *_fit(report["data"]),
         _mixture(report["data"]),
+        _taken_of_sources(report["data"]),
         _packing(report["data"]["packing"]),
         _training(report["train"], report["model"]),
         _balance(report["train"]),
@@ -77,6 +87,17 @@ def _skipped_rows(data: dict[str, Any]) -> list[str]:
     return ["\n[bold]Skipped rows[/bold]", *lines, escape(f"  all of them: {data['rejected_rows_url']}")]
 
 
+def _fit(data: dict[str, Any]) -> list[Table]:
+    """What became of conversations that no row takes as they are, where there are such."""
+    lines = [line for line in data["fit"] if any(line[name] for name in _FIT_TITLES)]
+    if not lines:
+        return []
+    table = _table("\nWhat fits no row as it is", "source", *_FIT_TITLES.values())
+    for line in lines:
+        table.add_row(line["name"], *(f"{line[name]:,}" for name in _FIT_TITLES))
+    return [table]
+
+
 def _mixture(data: dict[str, Any]) -> Table:
     title = f"\nThe mix, by {data['mixture_by']}"
     table = _table(title, "category", "asked", "share", "available", "examples", "tokens", "trained", "no more for")
@@ -87,12 +108,20 @@ def _mixture(data: dict[str, Any]) -> Table:
     return table
 
 
+def _taken_of_sources(data: dict[str, Any]) -> Table:
+    table = _table("\nWhat the mix takes", "source", "available", "distinct", "examples", "tokens", "trained", "ratio")
+    for line in data["mixture_sources"]:
+        counts = (f"{line[name]:,}" for name in ("available", "distinct", "examples", "tokens", "trained_tokens"))
+        ratio = "" if line["trained_fraction"] is None else f"{line['trained_fraction']:.1%}"
+        table.add_row(line["name"], *counts, ratio)
+    return table
+
+
 def _packing(packing: dict[str, Any]) -> str:
     return (
         f"\n[bold]Packing[/bold]  {packing['documents']:,} conversations in {packing['rows']:,} rows of "
         f"{packing['sequence_length']:,} tokens (least possible {packing['bound_rows']:,}): "
-        f"fill {packing['fill']:.2%}, trainable tokens {packing['trained_fraction']:.1%}, "
-        f"{packing['truncated']} truncated, {packing['dropped']} dropped"
+        f"fill {packing['fill']:.2%}, trainable tokens {packing['trained_fraction']:.1%}"
     )
 
 

@@ -83,8 +83,10 @@ class DataSpec(SpecModel):
     """What the mixture's shares and caps count."""
     sequence_length: int = Field(default=4096, ge=64, le=131_072)
     """Tokens in a packed row."""
-    on_long_conversation: Literal["drop", "truncate"] = "truncate"
-    """A conversation above `sequence_length` is dropped, or cut at its end; counted either way."""
+    on_long_conversation: Literal["drop", "truncate", "split"] = "truncate"
+    """A conversation above `sequence_length` is dropped; kept up to the last assistant turn that fits; or split between
+    its exchanges into pieces that fit, each behind its system turn. An exchange that fits no row is dropped whichever
+    is chosen. All of it is counted, by source."""
     held_out_fraction: float = Field(default=0.02, ge=0, lt=0.5)
     """Share of each category's conversations kept from training, to measure the loss on."""
 

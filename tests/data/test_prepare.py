@@ -559,19 +559,27 @@ def test_an_identity_source_is_written_and_loses_no_row_to_its_likeness(
 
 
 def test_long_conversations_are_cut_or_dropped_and_counted(document: dict[str, Any], tmp_path: Path) -> None:
-    long_answer = {"prompt": "Tell.", "completion": text(1, 900)}
-    long_question = {"prompt": text(2, 900), "completion": "No token of this is within the first 512."}
-    write_jsonl(tmp_path / "code-1.jsonl", [long_answer, long_question])
+    write_jsonl(tmp_path / "code-1.jsonl", [{"prompt": "Tell.", "completion": text(1, 900)}])
+    roles = ["system", *("user", "assistant") * 9]
+    long_chat = {"messages": [{"role": role, "content": text(n + 900, 20)} for n, role in enumerate(roles)]}
+    with (tmp_path / "chat.jsonl").open("a") as file:
+        file.write(json.dumps(long_chat) + "\n")
     document["data"]["held_out_fraction"] = 0.0
-    cut = run(document, tmp_path / "prepared")
-    assert (cut.manifest["packing"]["truncated"], cut.manifest["packing"]["dropped"]) == (1, 1)
-    assert cut.manifest["packing"]["documents"] == 121
-    assert cut.manifest["held_out"] == []
-    assert rows_of(cut, "held_out") == []
-    document["data"]["on_long_conversation"] = "drop"
-    dropped = run(document, tmp_path / "prepared")
-    assert (dropped.manifest["packing"]["truncated"], dropped.manifest["packing"]["dropped"]) == (0, 2)
-    assert dropped.tokenizer_url == cut.tokenizer_url
+    counts = ("whole", "truncated", "split", "too_long")
+    seen = {}
+    for how in ("truncate", "drop", "split"):
+        document["data"]["on_long_conversation"] = how
+        prepared = seen[how] = run(document, tmp_path / "prepared")
+        snippets, chat = prepared.manifest["fit"]
+        assert [snippets[count] for count in counts] == [60, 0, 0, 1]
+        assert [chat[count] for count in counts] == [60, how == "truncate", how == "split", how == "drop"]
+        [fit] = [stage for stage in prepared.manifest["accounting"] if stage["stage"] == "fit"]
+        assert (fit["rows_in"], fit["gone"]["too_long"]) == (122, 1 + (how == "drop"))
+        assert prepared.manifest["packing"]["documents"] == 120 + chat["truncated"] + chat["pieces"]
+        assert prepared.manifest["held_out"] == []
+        assert rows_of(prepared, "held_out") == []
+        assert prepared.tokenizer_url == seen["truncate"].tokenizer_url, "one corpus serves them all"
+    assert seen["split"].manifest["fit"][1]["pieces"] > 1
 
 
 def test_nothing_left_is_an_error_with_a_field(document: dict[str, Any], tmp_path: Path) -> None:

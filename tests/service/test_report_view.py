@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from service.client.report_view import _mixture, _sources
+from service.client.report_view import _fit, _mixture, _sources, _taken_of_sources
 
 COUNTS = {"rows_read": 9, "rows_rejected": 0, "exact_duplicates": 1, "near_duplicates": 2, "rows_kept": 6}
 
@@ -32,4 +32,23 @@ def test_the_mix_tells_what_was_asked_and_what_stopped_each_category() -> None:
     counts = {"examples": 1000, "tokens": 77_000, "trained_tokens": 5}
     text = shown(_mixture({"mixture_by": "examples", "mixture": [line | counts]}))
     for part in ("by examples", "50.0%", "25.0%", "4,000", "1,000", "77,000", "its cap"):
+        assert part in text
+
+
+def test_what_became_of_long_conversations_is_shown_where_there_were_any() -> None:
+    names = ("whole", "truncated", "split", "too_long", "no_trained_token", "pieces", "exchanges_too_long")
+    plain = {"name": "a", **dict.fromkeys(names, 0), "whole": 7}
+    assert _fit({"fit": [plain]}) == []
+    [table] = _fit({"fit": [plain, plain | {"name": "b", "split": 2, "pieces": 5, "no_trained_token": 1234}]})
+    rows = shown(table).splitlines()
+    assert [row.split()[0] for row in rows[4:]] == ["b"]
+    assert rows[4].split()[1:] == ["│", *" │ ".join(("0", "2", "5", "0", "0", "1,234")).split()]
+
+
+def test_the_trained_share_of_each_source_is_shown() -> None:
+    counts = {"available": 9, "distinct": 8, "examples": 1000, "tokens": 4000, "trained_tokens": 1000}
+    used = {"name": "a", **counts, "trained_fraction": 0.25}
+    unused = {"name": "b", **dict.fromkeys(counts, 0), "trained_fraction": None}
+    text = shown(_taken_of_sources({"mixture_sources": [used, unused]}))
+    for part in ("1,000", "4,000", "25.0%"):
         assert part in text
