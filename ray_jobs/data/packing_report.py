@@ -65,6 +65,7 @@ def describe_sources(
     available: RowCounts,
     distinct: RowCounts,
     examples: RowCounts,
+    *,
     tokens: Sequence[int],
     trained: Sequence[int],
 ) -> list[dict[str, Any]]:

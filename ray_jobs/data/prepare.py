@@ -233,4 +233,4 @@ class _Packer:
             np.bincount(self._source[chosen], values[chosen], len(self._spec.data.sources)).astype(int).tolist()
             for values in (self._length, self._trained)
         )
-        return describe_sources(self._spec.data, available, distinct, examples, tokens, trained)
+        return describe_sources(self._spec.data, available, distinct, examples, tokens=tokens, trained=trained)

@@ -52,7 +52,11 @@ class TrainedTokenizer(SpecModel):
 
 
 class PretrainedTokenizer(SpecModel):
-    """A Hugging Face tokenizer directory."""
+    """A Hugging Face tokenizer directory.
+
+    The tokenizer has the tokens `<|im_start|>` and `<|im_end|>`, and a chat template that renders plain ChatML, or
+    none. Other templates are not supported and refused.
+    """
 
     kind: Literal["pretrained"] = "pretrained"
     path: DirectoryPath

@@ -341,12 +341,12 @@ def given(path: Path) -> ModelSpec:
     )
 
 
-def test_a_given_tokenizer_is_copied_and_gets_the_template_of_the_data(
+def test_a_given_tokenizer_is_copied_and_gets_the_template_of_the_data_if_it_has_none(
     directory: Path, hugging_face: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     hugging_face.save_pretrained(source)
-    (source / "chat_template.jinja").write_text("{{ 'another' }}")
+    (source / "chat_template.jinja").unlink()
     (source / "model.safetensors").write_bytes(b"weights stay where they are")
     make_tokenizer(given(source), [], str(target))
     copied = PreTrainedTokenizerFast.from_pretrained(target)
@@ -356,6 +356,57 @@ def test_a_given_tokenizer_is_copied_and_gets_the_template_of_the_data(
     identity = tokenizer_identity(given(source))
     (source / "tokenizer_config.json").write_text("{}")
     assert tokenizer_identity(given(source)) != identity
+
+
+ARCTIC_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("place", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_chat_template_that_is_chatml_is_kept(directory: Path, tmp_path: Path, place: str) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    (source / "tokenizer.json").write_bytes((directory / "tokenizer.json").read_bytes())
+    is_config = place == "tokenizer_config.json"
+    (source / place).write_text(json.dumps({"chat_template": ARCTIC_TEMPLATE}) if is_config else ARCTIC_TEMPLATE)
+    identity = tokenizer_identity(given(source))
+    make_tokenizer(given(source), [], str(target))
+    for load in (PreTrainedTokenizerFast, AutoTokenizer):
+        loaded = load.from_pretrained(target)
+        assert loaded.chat_template == ARCTIC_TEMPLATE
+        messages = [turn._asdict() for turn in CONVERSATIONS[1]]
+        [rendered] = ChatTokenizer(target).render([CONVERSATIONS[1]])
+        assert loaded.apply_chat_template(messages, return_dict=False) == rendered.tokens.tolist()
+    (source / place).write_text((source / place).read_text().replace("for message", "for  message"))
+    assert tokenizer_identity(given(source)) != identity
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("{% for", "{{ '<|im_start|>system\nYou are X.<|im_end|>\n' if messages[0].role != 'system' }}{% for"),
+        ("message['content']", "message['content'].strip()"),
+        ("message['role']", "('user' if message['role'] == 'tool' else message['role'])"),
+        ("'<|im_start|>assistant\n' }}", "'<|im_start|>assistant\n<think>\n' }}"),
+        ("{% for", "{{ bos_token }}{% for"),
+        ("{% for", "{{ raise_exception('roles must alternate') }}{% for"),
+        ("{% for", "{{ messages[0]['content'] + 1 }}{% for"),
+        ("{% endfor %}", ""),
+    ],
+)
+def test_any_other_chat_template_is_refused(directory: Path, tmp_path: Path, old: str, new: str) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "tokenizer.json").write_bytes((directory / "tokenizer.json").read_bytes())
+    assert old in ARCTIC_TEMPLATE
+    (source / "chat_template.jinja").write_text(ARCTIC_TEMPLATE.replace(old, new))
+    with pytest.raises(InvalidSpecError, match="not plain ChatML") as caught:
+        make_tokenizer(given(source), [], str(tmp_path / "target"))
+    assert caught.value.field == "model.tokenizer"
+    assert not (tmp_path / "target").exists()
 
 
 def test_a_tokenizer_that_is_not_there_names_the_field(tmp_path: Path) -> None:
