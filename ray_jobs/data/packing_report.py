@@ -22,6 +22,7 @@ class Written:
         documents: that came out, by category; a repeated one as often.
         tokens: likewise.
         trained: trained tokens, likewise.
+        shards: of each file: `file`, `rows`, `bytes`, `sha256`.
     """
 
     num_rows: int
@@ -30,6 +31,7 @@ class Written:
     documents: Counter[str]
     tokens: Counter[str]
     trained: Counter[str]
+    shards: list[dict[str, Any]]
 
 
 def describe_mixture(

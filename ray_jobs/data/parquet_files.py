@@ -1,4 +1,4 @@
-"""Whole Parquet files on any filesystem.
+"""Whole files on any filesystem, Parquet files above all.
 
 Names and bytes of prepared files follow from their content, so a task that runs twice, or two jobs that prepare the
 same data at once, write the same file again. It appears by one rename, hence no reader sees a part of it, and none of
@@ -7,9 +7,12 @@ the writers has to know of the other.
 
 from __future__ import annotations
 
+import hashlib
+import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,30 +25,79 @@ def part_url(directory_url: str, file: int) -> str:
     return f"{directory_url}/part-{file:05d}.parquet"
 
 
-@contextmanager
-def parquet_writer(url: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-    """A writer whose file appears when the block ends well, and never otherwise on a local filesystem.
+class HashingSink:
+    """Passes on what is written to a file.
 
-    On object stores the upload's end makes the file appear; only a manifest written afterwards says that it is good.
+    Args:
+        file: to write to.
+
+    Attributes:
+        num_bytes: passed on so far.
+        closed: never; the file's owner closes it.
+    """
+
+    closed = False
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._hash, self.num_bytes = file, hashlib.sha256(), 0
+
+    def write(self, content: bytes | memoryview) -> int:
+        """Write some bytes."""
+        self._hash.update(content)
+        self.num_bytes += len(content)
+        return self._file.write(content)
+
+    def flush(self) -> None:
+        """Nothing to do before the file is closed."""
+
+    def tell(self) -> int:
+        """Where the next byte goes."""
+        return self.num_bytes
+
+    @property
+    def sha256(self) -> str:
+        """Of all that was written, in hexadecimal digits."""
+        return self._hash.hexdigest()
+
+
+@contextmanager
+def whole_file(url: str) -> Iterator[HashingSink]:
+    """A file that appears when the block ends well, and never otherwise on a local filesystem.
+
+    On object stores the upload's end makes the file appear: one that is killed leaves nothing, and what an error cuts
+    short is removed at once.
 
     Args:
         url: of the file; its folders are made.
-        schema: of all tables to write.
     """
     filesystem, path = url_to_fs(url)
     filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
     is_local = isinstance(filesystem, LocalFileSystem)
     target = f"{path}.{uuid.uuid4().hex}.part" if is_local else path
     try:
-        with filesystem.open(target, "wb") as sink, pq.ParquetWriter(sink, schema, compression="zstd") as writer:
-            yield writer
+        with filesystem.open(target, "wb") as file:
+            yield HashingSink(file)
+            if is_local:  # a later run may take the file's name for a sign that it is whole
+                file.flush()
+                os.fsync(file.fileno())
     except BaseException:
-        if is_local:
-            with suppress(FileNotFoundError):
-                filesystem.rm_file(target)
+        with suppress(FileNotFoundError):  # closing it has made an object appear that is not whole
+            filesystem.rm_file(target)
         raise
     if is_local:
         filesystem.mv(target, path)
+
+
+@contextmanager
+def parquet_writer(url: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """A writer of a `whole_file`.
+
+    Args:
+        url: of the file; its folders are made.
+        schema: of all tables to write.
+    """
+    with whole_file(url) as sink, pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        yield writer
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """The second half of preparation, and its entry: hold out, mix, pack.
 
-    packed-<hash>/train/shard-<n>.parquet      packed rows (`ray_jobs.data.packed_rows`)
+    packed-<hash>/train/shard-<n>.parquet      packed rows (`ray_jobs.data.row_set`, `ray_jobs.data.packed_rows`)
     packed-<hash>/held_out/shard-<n>.parquet   likewise, of held-out conversations
     packed-<hash>/manifest.json                written last: it makes the directory whole
 
@@ -17,14 +17,12 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import ray
 
 from ray_jobs.data.accounting import Ledger, RowCounts
 from ray_jobs.data.corpus import Corpus, prepare_corpus, read_manifest, write_manifest
 from ray_jobs.data.corpus_builder import ProgressCallback
 from ray_jobs.data.fit import fit
 from ray_jobs.data.mixture import Candidates, choose_mixture, held_out
-from ray_jobs.data.packing import lower_bound, pack
 from ray_jobs.data.packing_report import (
     Written,
     describe_held_out,
@@ -32,13 +30,13 @@ from ray_jobs.data.packing_report import (
     describe_packing,
     describe_sources,
 )
-from ray_jobs.data.shards import Document, write_shard
+from ray_jobs.data.row_set import RowSetWriter, remove_ordered
+from ray_jobs.data.shards import Documents
 from service.errors import EmptyDataError
 from service.spec.job import JobSpec
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """Raised when this code would pack the same corpus otherwise."""
-_ROWS_PER_SHARD = 4096
 _VERSIONS = ("datasketch", "numpy", "pyarrow", "ray", "tokenizers")
 
 
@@ -75,8 +73,14 @@ def prepare(spec: JobSpec, prepared_url: str, progress: ProgressCallback) -> Pre
     url, tokenizer_url = f"{prepared_url}/packed-{identity}", f"{corpus.url}/tokenizer"
     if (manifest := read_manifest(url)) is not None:
         return PreparedData(url, tokenizer_url, manifest, reused=corpus.reused)
-    manifest = {"hash": identity, **_Packer(spec, corpus, url, progress).pack()}
-    write_manifest(url, manifest)
+    try:
+        manifest = {"hash": identity, **_Packer(spec, corpus, url, progress).pack()}
+        write_manifest(url, manifest)
+    except FileNotFoundError:
+        # another job that prepares the same was first, and has removed what both had on the way
+        if (manifest := read_manifest(url)) is None:
+            raise
+    remove_ordered(url)
     return PreparedData(url, tokenizer_url, manifest, reused=False)
 
 
@@ -184,46 +188,19 @@ class _Packer:
         return training[mixture.chosen], dict(mixture.stopped_by)
 
     def _write(self, chosen: np.ndarray, name: str) -> Written:
-        """Pack the chosen documents and write their rows, one Ray task a shard; an empty shard where there are none."""
-        lengths = self._length[chosen]
-        rows = pack(lengths, self._spec.data.sequence_length)
-        shards = [
-            rows.rows(start, min(start + _ROWS_PER_SHARD, len(rows)))
-            for start in range(0, len(rows) or 1, _ROWS_PER_SHARD)
-        ]
-        pending = [
-            write_shard.remote(
-                [[self._document(chosen[document]) for document in row] for row in shard],
-                f"{self._corpus.url}/tokenised",
-                f"{self._url}/{name}/shard-{number:05d}.parquet",
-            )
-            for number, shard in enumerate(shards)
-        ]
-        written = Written(
-            len(rows),
-            len(chosen),
-            lower_bound(lengths, self._spec.data.sequence_length),
-            *(Counter() for _ in range(3)),
+        """Pack the chosen documents and write their rows."""
+        categories, codes = np.unique([source.category for source in self._spec.data.sources], return_inverse=True)
+        writer = RowSetWriter(
+            f"{self._corpus.url}/tokenised",
+            self._url,
+            self._spec.data.sequence_length,
+            categories.tolist(),
+            self._progress,
         )
-        for number, result in enumerate(pending, 1):
-            for category, (documents, tokens, trained) in ray.get(result).items():
-                written.documents[category] += documents
-                written.tokens[category] += tokens
-                written.trained[category] += trained
-            self._progress(f"pack {name.replace('_', '-')}", number, len(pending), "shards")
-        if written.documents.total() != len(chosen):
-            raise AssertionError(f"{len(chosen)} documents went into packing, {written.documents.total()} came out")
-        return written
-
-    def _document(self, index: int) -> Document:
-        return Document(
-            int(self._file[index]),
-            int(self._position[index]),
-            int(self._head[index]),
-            int(self._start[index]),
-            int(self._length[index]),
-            str(self._category[index]),
+        documents = Documents(
+            self._file, self._position, self._head, self._start, self._length, codes[self._source].astype(np.int32)
         )
+        return writer.write(documents.take(chosen), name)
 
     def _describe_sources(self, training: np.ndarray, chosen: np.ndarray) -> list[dict[str, Any]]:
         available, distinct, examples = (

@@ -22,8 +22,10 @@ import ray
 
 from ray_jobs.data.corpus_builder import CorpusBuilder, _FileTask
 from ray_jobs.data.packed_rows import PackedRow, PackedRows
+from ray_jobs.data.packing_report import Written
 from ray_jobs.data.parquet_files import read_parquet
 from ray_jobs.data.prepare import PreparedData, prepare
+from ray_jobs.data.row_set import RowSetWriter
 from ray_jobs.data.tasks import INDEX_SCHEMA, tokenise_file
 from service.errors import BadRowError, ConflictError, EmptyDataError, InvalidSpecError, SourceNotFoundError
 from service.spec.job import JobSpec
@@ -242,7 +244,7 @@ def test_bytes_do_not_depend_on_place_and_a_torn_directory_is_made_again(
     assert second.manifest["hash"] == first.manifest["hash"]
     assert len(rows_of(second, "train")) == second.manifest["packing"]["rows"] > 0
     expected = digests(tmp_path / "one")
-    assert len(expected) == 16, "3 parts three times, 3 of the tokenizer, receipt, index, 2 shards"
+    assert len(expected) == 18, "3 parts three times, 3 of the tokenizer, receipt, index, 2 shards with their records"
     assert digests(tmp_path / "two[1]-*") == expected
     for directory in (tmp_path / "two[1]-*").iterdir():
         (directory / "manifest.json").unlink()
@@ -263,6 +265,26 @@ def test_two_jobs_that_prepare_the_same_at_once_do_not_disturb_each_other(
     assert (first.reused, second.reused) == (False, False)
     assert (first.url, first.manifest) == (second.url, second.manifest)
     assert digests(tmp_path / "shared") == digests(tmp_path / "alone")
+
+
+def test_a_job_that_is_overtaken_takes_what_the_other_has_made(
+    document: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overtaken(writer: RowSetWriter, *_: Any) -> Written:
+        monkeypatch.undo()
+        others.append(run(document, tmp_path / "prepared"))
+        raise FileNotFoundError("the other has removed it")
+
+    others: list[PreparedData] = []
+    monkeypatch.setattr(RowSetWriter, "write", overtaken)
+    prepared = run(document, tmp_path / "prepared")
+    assert not prepared.reused
+    assert prepared == others[0]
+    assert sorted(path.name for path in Path(prepared.url).iterdir()) == ["held_out", "manifest.json", "train"]
+    document["seed"] = 1
+    monkeypatch.setattr(RowSetWriter, "write", lambda *_: Path(f"{tmp_path}/none").read_text())
+    with pytest.raises(FileNotFoundError, match="none"):
+        run(document, tmp_path / "prepared")
 
 
 def test_a_changed_source_is_another_corpus(document: dict[str, Any], tmp_path: Path) -> None:
