@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from ray_jobs.data.packed_rows import PACKED_SCHEMA, ROWS_PER_GROUP, PackedRow, PackedRows
 from ray_jobs.data.parquet_files import parquet_writer
+from ray_jobs.train.batches import RowOrder, share_of_worker
 
 
 def packed_row(number: int) -> PackedRow:
@@ -61,6 +63,34 @@ def test_only_the_last_groups_stay_in_memory(tmp_path: Path, monkeypatch: pytest
         assert len(rows._kept) <= 8
     monkeypatch.setattr(rows, "_file", lambda path: pytest.fail(f"{path} is read again"))
     assert_same(rows[len(rows) - 1], packed_row(len(rows) - 1))
+
+
+def counting(rows: PackedRows, read: list[int]) -> Callable[[int], pa.Table]:
+    read_group = rows._group
+
+    def group(number: int) -> pa.Table:
+        read.append(number)
+        return read_group(number)
+
+    return group
+
+
+def test_a_worker_that_resumes_reads_its_share_of_the_step_and_nothing_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = write_shards(tmp_path, [100, 100, 50])
+    order = RowOrder(num_rows=250, epochs=2, global_batch_rows=8, seed=5)
+    step = 40
+    numbers = order.rows_of_step(step)
+    for rank in range(4):
+        rows = PackedRows(str(tmp_path))
+        read: list[int] = []
+        monkeypatch.setattr(rows, "_group", counting(rows, read))
+        share = share_of_worker(numbers, rank, 4)
+        for place, number in enumerate(share):
+            assert number == numbers[2 * rank + place]
+            assert_same(rows[number], expected[number])
+        assert len(read) == 2
 
 
 def test_an_index_out_of_range_is_refused(tmp_path: Path) -> None:
