@@ -23,11 +23,13 @@ from service.client.client import DEFAULT_URL, Client, is_loopback
 from service.client.progress_view import ProgressView, describe_progress
 from service.client.report_view import print_report
 from service.client.spec_file import load_spec
+from service.data_commands import data_app
 from service.errors import SleddogError
 from service.settings import Settings
 from service.spec.resources import Job
 
 app = typer.Typer(no_args_is_help=True)
+app.add_typer(data_app, name="data")
 out, err = Console(), Console(stderr=True)
 
 Url = Annotated[str, typer.Option(envvar="SLEDDOG_URL", help="The service's address.")]

@@ -36,18 +36,26 @@ _RARE_COUNTS = ("rows_contaminated", "rows_over_cap")
 
 def print_report(report: dict[str, Any], console: Console) -> None:
     """Print it."""
+    print_data(report["data"], console)
     parts: list[RenderableType] = [
-        _sources(report["data"]),
-        *_skipped_rows(report["data"]),
-        *_fit(report["data"]),
-        _mixture(report["data"]),
-        _taken_of_sources(report["data"]),
-        _packing(report["data"]["packing"]),
         _training(report["train"], report["model"]),
         _balance(report["train"]),
         _held_out(report["held_out"], report["data"]),
         *(_sample(sample) for sample in report["samples"]),
         _outcome(report),
+    ]
+    console.print(Group(*parts))
+
+
+def print_data(data: dict[str, Any], console: Console) -> None:
+    """Print what a manifest of prepared data tells."""
+    parts: list[RenderableType] = [
+        _sources(data),
+        *_skipped_rows(data),
+        *_fit(data),
+        _mixture(data),
+        _taken_of_sources(data),
+        _packing(data["packing"]),
     ]
     console.print(Group(*parts))
 
