@@ -71,8 +71,8 @@ def load_checkpoint(model: HybridModel, directory: Path) -> None:
 
     Raises:
         FileNotFoundError: a file that the index names is missing.
-        ValueError: a tensor is missing, unknown, of another shape or of integers, or holds NaN; the message names it and
-            its file.
+        ValueError: a tensor is missing, unknown, of another shape or of integers, or holds NaN; the message names the
+            tensor and its file.
     """
     with TensorFiles(directory) as stored:
         if unknown := stored.keys - _all_keys(model):

@@ -87,7 +87,7 @@ def _documents(url: str) -> tuple[np.ndarray, np.ndarray]:
     """Length and category of every document of a directory of shards."""
     filesystem, directory = url_to_fs(url)
     lengths, categories = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=object)]
-    for path in sorted(filesystem.ls(directory, detail=False)):
+    for path in sorted(path for path in filesystem.ls(directory, detail=False) if path.endswith(".parquet")):
         with filesystem.open(path, "rb") as stream:
             table = pq.read_table(stream, columns=["document_lengths", "document_categories"]).combine_chunks()
         lengths.append(table["document_lengths"].combine_chunks().flatten().to_numpy())
