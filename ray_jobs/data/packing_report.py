@@ -23,6 +23,7 @@ class Written:
         tokens: likewise.
         trained: trained tokens, likewise.
         shards: of each file: `file`, `rows`, `bytes`, `sha256`.
+        samples: rows that were compared with the tokenised parts (`ray_jobs.data.certificate`).
     """
 
     num_rows: int
@@ -32,6 +33,7 @@ class Written:
     tokens: Counter[str]
     trained: Counter[str]
     shards: list[dict[str, Any]]
+    samples: list[dict[str, Any]]
 
 
 def describe_mixture(
@@ -123,4 +125,30 @@ def describe_packing(train: Written, sequence_length: int) -> dict[str, Any]:
         "fill": tokens / (train.num_rows * sequence_length),
         "trained_tokens": trained,
         "trained_fraction": trained / tokens,
+    }
+
+
+def describe_certificate(
+    packing: dict[str, Any], fit: Sequence[Mapping[str, Any]], train: Written, held_out: Written
+) -> dict[str, Any]:
+    """What packing did to the documents, and the proof of some rows.
+
+    Args:
+        packing: what `describe_packing` says.
+        fit: conversations of each outcome, by source.
+        train: rows to train on.
+        held_out: rows kept from training.
+    """
+    return {
+        **{name: packing[name] for name in ("rows", "bound_rows", "sequence_length", "fill")},
+        "sources": [
+            {
+                "name": line["name"],
+                "dropped": line["too_long"] + line["no_trained_token"],
+                "truncated": line["truncated"],
+                "split": line["split"],
+            }
+            for line in fit
+        ],
+        "samples": {"train": train.samples, "held_out": held_out.samples},
     }

@@ -25,6 +25,7 @@ from ray_jobs.data.fit import fit
 from ray_jobs.data.mixture import Candidates, choose_mixture, held_out
 from ray_jobs.data.packing_report import (
     Written,
+    describe_certificate,
     describe_held_out,
     describe_mixture,
     describe_packing,
@@ -127,21 +128,25 @@ class _Packer:
             raise AssertionError(
                 f"{expected} tokens of the mix are to be trained, {train.trained.total()} were written"
             )
+        fit_lines = self._fitted.describe(self._source_of_conversation, [s.name for s in self._spec.data.sources])
+        packing = describe_packing(train, self._spec.data.sequence_length)
         corpus = {key: value for key, value in self._corpus.manifest.items() if key != "hash"}
         return {
             "corpus": self._corpus.manifest["hash"],
             **corpus,
             "accounting": corpus["accounting"] + self._ledger.stages,
             "held_out": describe_held_out(evaluation),
-            "fit": self._fitted.describe(self._source_of_conversation, [s.name for s in self._spec.data.sources]),
+            "fit": fit_lines,
             "mixture_by": self._spec.data.mixture_by,
             "mixture": describe_mixture(self._spec.data, train, available, stopped_by),
             "mixture_sources": self._describe_sources(training, chosen),
             "packing": {
-                **describe_packing(train, self._spec.data.sequence_length),
+                **packing,
                 "left_out_by_mixture": len(np.setdiff1d(training, chosen)),
                 "repeated": len(chosen) - len(np.unique(chosen)),
             },
+            "shards": {"train": train.shards, "held_out": evaluation.shards},
+            "certificate": describe_certificate(packing, fit_lines, train, evaluation),
             "versions": {package: version(package) for package in _VERSIONS},
         }
 
@@ -200,7 +205,7 @@ class _Packer:
         documents = Documents(
             self._file, self._position, self._head, self._start, self._length, codes[self._source].astype(np.int32)
         )
-        return writer.write(documents.take(chosen), name)
+        return writer.write(documents.take(chosen), name, self._spec.seed)
 
     def _describe_sources(self, training: np.ndarray, chosen: np.ndarray) -> list[dict[str, Any]]:
         available, distinct, examples = (

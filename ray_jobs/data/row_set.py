@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import ray
 from fsspec.core import url_to_fs
 
+from ray_jobs.data.certificate import certify_rows, sample_rows
 from ray_jobs.data.corpus_builder import ProgressCallback
 from ray_jobs.data.packed_rows import ROWS_PER_GROUP
 from ray_jobs.data.packing import Packing, lower_bound, pack
@@ -45,15 +47,17 @@ class RowSetWriter:
         self._tokenised_url, self._url, self._row_length = tokenised_url, url, row_length
         self._categories, self._progress = categories, progress
 
-    def write(self, documents: Documents, name: str) -> Written:
-        """Pack the documents and write their rows; an empty shard where there are none.
+    def write(self, documents: Documents, name: str, seed: int) -> Written:
+        """Pack the documents, write their rows, an empty shard where there are none, and prove some.
 
         Args:
             documents: in an order that decides between equal lengths.
             name: of the set.
+            seed: decides which rows are proved.
         """
         packing = pack(documents.length, self._row_length)
-        records = self._write_shards(documents.take(packing.documents), packing, name)
+        placed = documents.take(packing.documents)
+        records = self._write_shards(placed, packing, name)
         written, tokens, trained = (Counter[str]() for _ in range(3))
         for record in records:
             written.update(record.documents)
@@ -71,7 +75,8 @@ class RowSetWriter:
             for number, r in enumerate(records)
         ]
         bound = lower_bound(documents.length, self._row_length)
-        return Written(len(packing), len(documents.length), bound, written, tokens, trained, shards)
+        samples = self._certify(placed, packing, name, seed)
+        return Written(len(packing), len(documents.length), bound, written, tokens, trained, shards, samples)
 
     def _write_shards(self, placed: Documents, packing: Packing, name: str) -> list[ShardRecord]:
         """Write what is not there; `placed` are the documents as they follow each other in the rows."""
@@ -106,6 +111,14 @@ class RowSetWriter:
             ray.get(result)
             self._progress(f"order {name.replace('_', '-')}", done, len(urls), "batches")
         return urls
+
+    def _certify(self, placed: Documents, packing: Packing, name: str, seed: int) -> list[dict[str, Any]]:
+        numbers = sample_rows(len(packing), seed)
+        expected = [placed.take(np.arange(packing.borders[n], packing.borders[n + 1])) for n in numbers]
+        url = f"{self._url}/{name}"
+        task = certify_rows.remote(url, numbers, expected, self._categories, self._tokenised_url)
+        samples: list[dict[str, Any]] = ray.get(task)
+        return samples
 
 
 def remove_ordered(url: str) -> None:

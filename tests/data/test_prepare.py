@@ -159,6 +159,14 @@ def test_every_row_is_accounted_for_and_the_manifest_tells_what_lies_there(
     assert [line["category"] for line in manifest["held_out"]] == ["code", "general"]
     assert sum(line["tokens"] for line in manifest["held_out"]) == sum(len(row.tokens) for row in held_out)
     assert sum(line["fraction"] for line in manifest["mixture"]) == pytest.approx(1)
+    certificate = manifest["certificate"]
+    assert [certificate[name] for name in ("rows", "fill")] == [packing["rows"], packing["fill"]]
+    assert [line["name"] for line in certificate["sources"]] == ["snippets", "chat"]
+    for name, rows in (("train", train), ("held_out", held_out)):
+        assert sum(shard["rows"] for shard in manifest["shards"][name]) == len(rows)
+        for shard in manifest["shards"][name]:
+            assert hashlib.sha256((Path(prepared.url) / shard["file"]).read_bytes()).hexdigest() == shard["sha256"]
+        assert len(certificate["samples"][name]) == min(8, len(rows))
     assert not {tokens for _, tokens, _ in documents(train)} & {tokens for _, tokens, _ in documents(held_out)}
     assert manifest["dedup_examples"][0]["kind"] == "near"
     assert manifest["dedup_examples"][0]["similarity"] > 0.9

@@ -17,6 +17,7 @@ import pytest
 import ray
 
 from ray_jobs.data import row_set, shards
+from ray_jobs.data.certificate import sample_rows
 from ray_jobs.data.packed_rows import PACKED_SCHEMA, ROWS_PER_GROUP, PackedRows
 from ray_jobs.data.packing import pack
 from ray_jobs.data.packing_report import Written
@@ -70,10 +71,8 @@ def documents(tmp_path: Path) -> Documents:
 
 
 def write(documents: Documents, directory: Path) -> Written:
-    url = f"{directory}/packed"
-    return RowSetWriter(f"{directory}/tokenised", url, ROW_LENGTH, CATEGORIES, lambda *_: None).write(
-        documents, "train"
-    )
+    writer = RowSetWriter(f"{directory}/tokenised", f"{directory}/packed", ROW_LENGTH, CATEGORIES, lambda *_: None)
+    return writer.write(documents, "train", seed=7)
 
 
 def write_plainly(documents: Documents, directory: Path) -> bytes:
@@ -207,3 +206,44 @@ def test_a_record_tells_what_lies_beside_it(documents: Documents, tmp_path: Path
     assert sum(record["tokens"].values()) == documents.length.sum()
     url = f"{tmp_path}/packed/train/shard-00000.parquet"
     assert ray.get(shards.find_shard.remote(url)) == shards.ShardRecord(**record)
+
+
+def test_sampled_rows_are_proved_by_what_their_parts_hold(documents: Documents, tmp_path: Path) -> None:
+    samples = write(documents, tmp_path).samples
+    rows = PackedRows(f"{tmp_path}/packed/train")
+    assert [line["row"] for line in samples] == sample_rows(len(rows), seed=7).tolist()
+    assert len({line["row"] for line in samples}) == 8
+    parts = [read_parquet(part_url(f"{tmp_path}/tokenised", file)).to_pylist() for file in range(4)]
+    for sample in samples:
+        row, end = rows[sample["row"]], 0
+        for line, length in zip(sample["documents"], row.document_lengths.tolist(), strict=True):
+            assert (line["begin"], line["end"]) == (end, end + length)
+            end += length
+            whole = parts[line["part"]][line["position"]]["tokens"]
+            tokens = row.tokens[line["begin"] : line["end"]]
+            assert tokens.tolist() == whole[: line["head"]] + whole[line["start"] :][: length - line["head"]]
+            assert line["is_whole"] == (tokens.tolist() == whole)
+            content = tokens.tobytes() + row.trained[line["begin"] : line["end"]].tobytes()
+            assert line["sha256"] == hashlib.sha256(content).hexdigest()
+    assert {line["is_whole"] for sample in samples for line in sample["documents"]} == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [("tokens", "are not those of part"), ("trained", "are not those of part"), ("document_lengths", "should have")],
+)
+def test_a_row_that_holds_something_else_stops_the_run(
+    documents: Documents, tmp_path: Path, column: str, message: str
+) -> None:
+    documents = documents.take(np.arange(9))
+    written = write(documents, tmp_path)
+    path = tmp_path / "packed" / written.shards[0]["file"]
+    lines = pq.read_table(path).to_pylist()
+    values = lines[0][column]
+    values[0], values[-1] = (not values[0], values[-1]) if column == "trained" else (values[0] + 1, values[-1] - 1)
+    with parquet_writer(str(path), PACKED_SCHEMA) as writer:
+        writer.write_table(pa.Table.from_pylist(lines, PACKED_SCHEMA))
+    record = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps(record | {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}))
+    with pytest.raises(AssertionError, match=message):
+        write(documents, tmp_path)
