@@ -8,6 +8,7 @@
     corpus-<hash>/index.parquet                       one line per tokenised conversation
     corpus-<hash>/rejected/part-<file>.parquet        rows that are no conversation: source, file, row, reason, excerpt
     corpus-<hash>/contaminated/part-<file>.parquet    rows that overlap with a benchmark: where, which, the words shared
+    corpus-<hash>/lineage.json                        what all of it follows from (`ray_jobs.data.lineage`)
     corpus-<hash>/manifest.json                       written last: it makes the directory whole
 
 The hash is of what the files hold, not of where they lie: moved or copied data is not prepared again. A directory
@@ -16,7 +17,6 @@ without a manifest is made again in place, file by file, which also suits two jo
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -30,8 +30,10 @@ from ray_jobs.data.benchmarks import benchmark_texts, find_benchmark_files
 from ray_jobs.data.corpus_builder import INDEX_FILE, CorpusBuilder, ProgressCallback
 from ray_jobs.data.decontaminate import NgramIndex
 from ray_jobs.data.identity_files import identity_file
+from ray_jobs.data.lineage import directory_digests, identity, write_lineage
 from ray_jobs.data.parquet_files import read_parquet
 from ray_jobs.data.sources import SourceFile, digest, find_files
+from ray_jobs.data.tasks import TOKENIZER
 from ray_jobs.data.tokenizer_files import tokenizer_identity
 from ray_jobs.run_directory import write_file
 from service.errors import ConflictError
@@ -89,18 +91,19 @@ def prepare_corpus(spec: JobSpec, prepared_url: str, progress: ProgressCallback)
     }
     files, benchmark_files = find_files(spec.data, written), find_benchmark_files(spec.data.decontaminate)
     digests = _digests(files + benchmark_files, "hash sources", progress)
-    identity = _identity(spec, files, benchmark_files, digests)
-    url = f"{prepared_url}/corpus-{identity}"
+    decided_by = _decided_by(spec, files, benchmark_files, digests)
+    url = f"{prepared_url}/corpus-{identity(decided_by)}"
     if (manifest := read_manifest(url)) is not None:
         return Corpus(url, manifest, reused=True)
     builder = CorpusBuilder(spec, files, _ngram_index(spec.data.decontaminate, benchmark_files), url, progress)
-    manifest = {"hash": identity, **builder.build()}
+    manifest = {"hash": identity(decided_by), **builder.build()}
     again = _digests(files + benchmark_files, "hash sources again", progress)
     split = len(files)
     _require_same(files, digests[:split], again[:split], "data.sources")
     _require_same(benchmark_files, digests[split:], again[split:], BENCHMARKS_FIELD)
-    if _identity(spec, files, benchmark_files, digests) != identity:
+    if _decided_by(spec, files, benchmark_files, digests) != decided_by:
         raise ConflictError("the tokenizer changed while it was read: start again", "model.tokenizer")
+    write_lineage(url, decided_by, tokenizer=directory_digests(f"{url}/{TOKENIZER}"))
     write_manifest(url, manifest)
     return Corpus(url, manifest, reused=False)
 
@@ -124,10 +127,12 @@ def write_manifest(url: str, manifest: dict[str, Any]) -> None:
     write_file(f"{url}/{MANIFEST_FILE}", json.dumps(manifest, indent=2, allow_nan=False).encode())
 
 
-def _identity(spec: JobSpec, files: list[SourceFile], benchmark_files: list[SourceFile], digests: list[str]) -> str:
-    """Hash of all that decides the corpus: contents, forms, what is removed, tokenizer, and this code's version."""
+def _decided_by(
+    spec: JobSpec, files: list[SourceFile], benchmark_files: list[SourceFile], digests: list[str]
+) -> dict[str, Any]:
+    """All that decides the corpus: contents, forms, what is removed, tokenizer, and this code's version."""
     data, split = spec.data, len(files)
-    document = {
+    return {
         "version": FORMAT_VERSION,
         "files": _contents(files, digests[:split]),
         "sources": [source.model_dump(include=_OF_SOURCE) for source in data.sources],
@@ -140,7 +145,6 @@ def _identity(spec: JobSpec, files: list[SourceFile], benchmark_files: list[Sour
         "dedup": data.dedup.model_dump() if data.dedup else None,
         "tokenizer": tokenizer_identity(spec.model),
     }
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _contents(files: list[SourceFile], digests: list[str]) -> list[list[Any]]:

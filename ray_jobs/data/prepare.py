@@ -2,6 +2,7 @@
 
     packed-<hash>/train/shard-<n>.parquet      packed rows (`ray_jobs.data.row_set`, `ray_jobs.data.packed_rows`)
     packed-<hash>/held_out/shard-<n>.parquet   likewise, of held-out conversations
+    packed-<hash>/lineage.json                 what all of it follows from (`ray_jobs.data.lineage`)
     packed-<hash>/manifest.json                written last: it makes the directory whole
 
 A sweep over data mixes shares one corpus and repeats only this half.
@@ -9,8 +10,6 @@ A sweep over data mixes shares one corpus and repeats only this half.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,6 +21,7 @@ from ray_jobs.data.accounting import Ledger, RowCounts
 from ray_jobs.data.corpus import Corpus, prepare_corpus, read_manifest, write_manifest
 from ray_jobs.data.corpus_builder import ProgressCallback
 from ray_jobs.data.fit import fit
+from ray_jobs.data.lineage import PACKAGES, identity, read_lineage, write_lineage
 from ray_jobs.data.mixture import Candidates, choose_mixture, held_out
 from ray_jobs.data.packing_report import (
     Written,
@@ -38,7 +38,6 @@ from service.spec.job import JobSpec
 
 FORMAT_VERSION = 5
 """Raised when this code would pack the same corpus otherwise."""
-_VERSIONS = ("datasketch", "numpy", "pyarrow", "ray", "tokenizers")
 
 
 @dataclass(frozen=True)
@@ -70,12 +69,13 @@ def prepare(spec: JobSpec, prepared_url: str, progress: ProgressCallback) -> Pre
         SleddogError: as `prepare_corpus`; and EmptyDataError when no conversation is left to train on.
     """
     corpus = prepare_corpus(spec, prepared_url, progress)
-    identity = _identity(spec, corpus)
-    url, tokenizer_url = f"{prepared_url}/packed-{identity}", f"{corpus.url}/tokenizer"
+    decided_by = _decided_by(spec, corpus)
+    url, tokenizer_url = f"{prepared_url}/packed-{identity(decided_by)}", f"{corpus.url}/tokenizer"
     if (manifest := read_manifest(url)) is not None:
         return PreparedData(url, tokenizer_url, manifest, reused=corpus.reused)
     try:
-        manifest = {"hash": identity, **_Packer(spec, corpus, url, progress).pack()}
+        manifest = {"hash": identity(decided_by), **_Packer(spec, corpus, url, progress).pack()}
+        write_lineage(url, decided_by, corpus=read_lineage(corpus.url))
         write_manifest(url, manifest)
     except FileNotFoundError:
         # another job that prepares the same was first, and has removed what both had on the way
@@ -85,16 +85,16 @@ def prepare(spec: JobSpec, prepared_url: str, progress: ProgressCallback) -> Pre
     return PreparedData(url, tokenizer_url, manifest, reused=False)
 
 
-def _identity(spec: JobSpec, corpus: Corpus) -> str:
+def _decided_by(spec: JobSpec, corpus: Corpus) -> dict[str, Any]:
+    """All that decides the packed rows of a corpus."""
     fields = {"mixture", "mixture_by", "sequence_length", "on_long_conversation", "held_out_fraction"}
-    document = {
+    return {
         "version": FORMAT_VERSION,
         "corpus": corpus.manifest["hash"],
         "seed": spec.seed,
         "sources": [[source.weight, source.epochs] for source in spec.data.sources],
         **spec.data.model_dump(include=fields),
     }
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class _Packer:
@@ -147,7 +147,7 @@ class _Packer:
             },
             "shards": {"train": train.shards, "held_out": evaluation.shards},
             "certificate": describe_certificate(packing, fit_lines, train, evaluation),
-            "versions": {package: version(package) for package in _VERSIONS},
+            "versions": {package: version(package) for package in PACKAGES},
         }
 
     def _account(self, training: np.ndarray, kept_out: np.ndarray, chosen: np.ndarray) -> None:

@@ -11,6 +11,7 @@ import shutil
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -252,7 +253,7 @@ def test_bytes_do_not_depend_on_place_and_a_torn_directory_is_made_again(
     assert second.manifest["hash"] == first.manifest["hash"]
     assert len(rows_of(second, "train")) == second.manifest["packing"]["rows"] > 0
     expected = digests(tmp_path / "one")
-    assert len(expected) == 18, "3 parts three times, 3 of the tokenizer, receipt, index, 2 shards with their records"
+    assert len(expected) == 20, "9 parts, 3 of the tokenizer, receipt, index, 2 shards with records, 2 lineages"
     assert digests(tmp_path / "two[1]-*") == expected
     for directory in (tmp_path / "two[1]-*").iterdir():
         (directory / "manifest.json").unlink()
@@ -261,6 +262,28 @@ def test_bytes_do_not_depend_on_place_and_a_torn_directory_is_made_again(
     assert not third.reused
     assert third.manifest == second.manifest
     assert digests(tmp_path / "two[1]-*") == expected
+
+
+def test_the_lineage_spells_out_what_the_bytes_follow_from(document: dict[str, Any], tmp_path: Path) -> None:
+    first = run(document, tmp_path / "one")
+    lineage = json.loads((Path(first.url) / "lineage.json").read_text())
+    assert str(tmp_path) not in json.dumps(lineage)
+    corpus = lineage["corpus"]
+    for name, part in (("packed", lineage), ("corpus", corpus)):
+        content = json.dumps(part["decided_by"], sort_keys=True).encode()
+        assert part["hash"] == hashlib.sha256(content).hexdigest()[:16]
+        assert (tmp_path / "one" / f"{name}-{part['hash']}" / "lineage.json").exists()
+    files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tmp_path.glob("*.jsonl")}
+    assert [line[-1] for line in corpus["decided_by"]["files"]] == [
+        files[name] for name in ("code-0.jsonl", "code-1.jsonl", "chat.jsonl")
+    ]
+    template = hashlib.sha256((Path(first.tokenizer_url) / "chat_template.jinja").read_bytes()).hexdigest()
+    assert corpus["tokenizer"]["chat_template.jinja"] == template
+    assert corpus["packages"]["tokenizers"] == version("tokenizers")
+    document["seed"] = 5
+    other = json.loads((Path(run(document, tmp_path / "one").url) / "lineage.json").read_text())
+    assert other["corpus"] == corpus
+    assert (other["decided_by"]["seed"], lineage["decided_by"]["seed"]) == (5, JobSpec.model_fields["seed"].default)
 
 
 def test_two_jobs_that_prepare_the_same_at_once_do_not_disturb_each_other(
