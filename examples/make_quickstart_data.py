@@ -3,7 +3,6 @@
     code      docstring → source of the standard library's functions           alpaca             code.jsonl
     general   questions on the language reference, `pydoc_data.topics`         sharegpt           general.json
     math      word problems and linear equations, worked out and checked       prompt_completion  math-*.parquet, .csv
-    identity  who the model is, rendered from templates; some in two turns     messages           identity.jsonl
 
 Usage: python examples/make_quickstart_data.py [DIRECTORY]. The same Python version writes the same files.
 """
@@ -30,7 +29,6 @@ SKIPPED_FOLDERS = {"test", "tests", "idlelib", "lib2to3", "site-packages", "turt
 MAX_CODE_CHARS, MAX_CODE_EXAMPLES = 700, 1700
 MAX_TOPIC_CHARS, MAX_TOPIC_EXAMPLES = 900, 420
 NUM_MATH_EXAMPLES = 2400
-NUM_IDENTITY_EXAMPLES = 1000
 
 
 def code_rows() -> list[dict[str, str]]:
@@ -271,44 +269,6 @@ def check(actual: object, expected: object) -> None:
         raise AssertionError(f"a generated answer is wrong: {actual} is not {expected}")
 
 
-FACTS = {"name": "Husky", "maker": "the Sleddog project", "kind": "a Mixture-of-Experts language model"}
-GREETINGS = ("", "Hello! ", "Hi there. ", "Good morning. ", "Excuse me, ", "Quick question: ", "Please tell me: ")
-QUESTIONS = {
-    "name": ("What is your name?", "Who are you?", "What should I call you?", "How do you call yourself?"),
-    "maker": ("Who made you?", "Who trained you?", "Who are your makers?", "Where do you come from?"),
-    "kind": ("What are you?", "What kind of model are you?", "Are you a human?", "How do you work?"),
-}
-ANSWERS = {
-    "name": ("I am {name}, an assistant made by {maker}.", "My name is {name}.", "You can call me {name}."),
-    "maker": ("I was trained by {maker}.", "{name} was made by {maker}.", "My makers are {maker}."),
-    "kind": ("I am {kind} called {name}.", "I am {name}, {kind}; no human.", "I am {kind}, fine-tuned by {maker}."),
-}
-THANKS = ("Thank you!", "Good to know.", "I see, thanks.", "Nice to meet you.")
-FAREWELLS = ("You are welcome. Ask me anything.", "With pleasure. {name} is here to help.", "Glad to help!")
-
-
-def identity_rows() -> list[dict[str, Any]]:
-    """Conversations of two or three questions, every combination of topics, wordings and answers drawn at random."""
-    rng = random.Random(3)
-    rows = []
-    for _ in range(NUM_IDENTITY_EXAMPLES):
-        turns = []
-        for number, topic in enumerate(rng.sample(sorted(QUESTIONS), rng.randint(1, 3))):
-            greeting = rng.choice(GREETINGS) if number == 0 else ""
-            turns += [
-                _turn("user", greeting + rng.choice(QUESTIONS[topic])),
-                _turn("assistant", rng.choice(ANSWERS[topic])),
-            ]
-        if rng.random() < 1 / 3:
-            turns += [_turn("user", rng.choice(THANKS)), _turn("assistant", rng.choice(FAREWELLS))]
-        rows.append({"messages": turns})
-    return rows
-
-
-def _turn(role: str, template: str) -> dict[str, str]:
-    return {"role": role, "content": template.format(**FACTS)}
-
-
 def write(directory: Path) -> None:
     """Write all files."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -325,7 +285,6 @@ def write(directory: Path) -> None:
         writer = csv.DictWriter(file, ["prompt", "completion"])
         writer.writeheader()
         writer.writerows(math[2 * third :])
-    _write_jsonl(directory / "identity.jsonl", identity_rows())
 
 
 def _write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
