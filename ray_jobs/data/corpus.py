@@ -1,9 +1,12 @@
 """The first half of preparation: raw files to deduplicated, tokenised conversations. Done once per content.
 
+    corpus-<hash>/keys/part-<file>.parquet            one line per raw row; there once the file is read
     corpus-<hash>/conversations/part-<file>.parquet   row, roles, contents
     corpus-<hash>/signatures/part-<file>.parquet      their MinHash signatures
     corpus-<hash>/duplicates.parquet                  one line per dropped duplicate, with the twin that was kept
     corpus-<hash>/tokenised/part-<file>.parquet       the kept ones: tokens, trained, borders of turns
+    corpus-<hash>/lengths/part-<file>.parquet         one line per tokenised conversation; there once it is tokenised
+    corpus-<hash>/deduplicated.parquet                what is dropped, by place; there once that is known
     corpus-<hash>/tokenizer/                          Hugging Face tokenizer with chat template
     corpus-<hash>/index.parquet                       one line per tokenised conversation
     corpus-<hash>/rejected/part-<file>.parquet        rows that are no conversation: source, file, row, reason, excerpt
@@ -12,7 +15,8 @@
     corpus-<hash>/manifest.json                       written last: it makes the directory whole
 
 The hash is of what the files hold, not of where they lie: moved or copied data is not prepared again. A directory
-without a manifest is made again in place, file by file, which also suits two jobs at once (`parquet_files`).
+without a manifest is gone on with, file by file (`ray_jobs.data.resumable`); two jobs at once may do so, for each file
+appears by one rename and both would write the same.
 """
 
 from __future__ import annotations
@@ -41,7 +45,7 @@ from service.spec.data import DecontaminateSpec
 from service.spec.identity import IdentitySourceSpec
 from service.spec.job import JobSpec
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 """Raised when this code would make other data of the same sources."""
 MANIFEST_FILE = "manifest.json"
 _OF_SOURCE = {"name", "category", "form", "replace", "system_prompt", "max_rows", "duplicates"}
@@ -95,14 +99,19 @@ def prepare_corpus(spec: JobSpec, prepared_url: str, progress: ProgressCallback)
     url = f"{prepared_url}/corpus-{identity(decided_by)}"
     if (manifest := read_manifest(url)) is not None:
         return Corpus(url, manifest, reused=True)
-    builder = CorpusBuilder(spec, files, _ngram_index(spec.data.decontaminate, benchmark_files), url, progress)
-    manifest = {"hash": identity(decided_by), **builder.build()}
-    again = _digests(files + benchmark_files, "hash sources again", progress)
     split = len(files)
-    _require_same(files, digests[:split], again[:split], "data.sources")
-    _require_same(benchmark_files, digests[split:], again[split:], BENCHMARKS_FIELD)
-    if _decided_by(spec, files, benchmark_files, digests) != decided_by:
-        raise ConflictError("the tokenizer changed while it was read: start again", "model.tokenizer")
+    ngrams = _ngram_index(spec.data.decontaminate, benchmark_files)
+    again = _digests(benchmark_files, "hash benchmarks again", progress)
+    _require_same(benchmark_files, digests[split:], again, BENCHMARKS_FIELD)
+    builder = CorpusBuilder(
+        spec,
+        files=list(zip(files, digests[:split], strict=True)),
+        benchmarks=ngrams,
+        tokenizer=decided_by["tokenizer"],
+        url=url,
+        progress=progress,
+    )
+    manifest = {"hash": identity(decided_by), **builder.build()}
     write_lineage(url, decided_by, tokenizer=directory_digests(f"{url}/{TOKENIZER}"))
     write_manifest(url, manifest)
     return Corpus(url, manifest, reused=False)

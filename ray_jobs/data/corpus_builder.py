@@ -21,10 +21,19 @@ import ray.data
 from ray_jobs.data.accounting import Ledger, RowCounts
 from ray_jobs.data.decontaminate import NgramIndex
 from ray_jobs.data.dedup import Duplicates
-from ray_jobs.data.duplicates import DuplicateSearch, Rows
+from ray_jobs.data.duplicates import RECEIPT_FILE, DuplicateSearch, Rows
 from ray_jobs.data.mixture import within_cap
 from ray_jobs.data.parquet_files import parquet_writer, part_url, read_parquet
 from ray_jobs.data.removed_rows import CONTAMINATED, REJECTED, first_lines, rows_of_benchmarks
+from ray_jobs.data.resumable import (
+    SHA256,
+    is_tokenizer_whole,
+    keep_duplicates,
+    keep_tokenizer,
+    missing_lines,
+    read_duplicates,
+    resume_file,
+)
 from ray_jobs.data.sources import SourceFile
 from ray_jobs.data.tasks import (
     CONVERSATIONS,
@@ -36,12 +45,14 @@ from ray_jobs.data.tasks import (
     read_file,
     tokenise_file,
 )
-from ray_jobs.data.tokenizer_files import make_tokenizer
-from service.errors import BadRowError, EmptyDataError
+from ray_jobs.data.tokenizer_files import make_tokenizer, tokenizer_identity
+from service.errors import BadRowError, ConflictError, EmptyDataError
+from service.spec.data import DedupSpec
 from service.spec.job import JobSpec
 from service.spec.source import SourceSpec
 
 INDEX_FILE = "index.parquet"
+DEDUPLICATED_FILE = "deduplicated.parquet"
 _MAX_DUPLICATES_SHOWN = 5
 _MAX_CHARS_SHOWN = 160
 
@@ -55,10 +66,12 @@ class _FileTask(NamedTuple):
     name: str
     function: Callable[..., Any]
     schema: pa.Schema
+    lines: str
 
 
-_READ = _FileTask("read and sign", read_file, KEY_SCHEMA)
-_TOKENISE = _FileTask("tokenise", tokenise_file, INDEX_SCHEMA)
+_READ = _FileTask("read and sign", read_file, KEY_SCHEMA, "keys")
+_TOKENISE = _FileTask("tokenise", tokenise_file, INDEX_SCHEMA, "lengths")
+"""The last names the directory where the task's lines are kept."""
 
 
 def _file_numbers(keys: pa.Table) -> list[int]:
@@ -67,22 +80,34 @@ def _file_numbers(keys: pa.Table) -> list[int]:
 
 
 class CorpusBuilder:
-    """Builds one corpus directory."""
+    """Builds one corpus directory, from whatever an earlier run has left there.
+
+    Args:
+        spec: the job's.
+        files: of the sources, with their hashes.
+        benchmarks: what must not be trained on, if anything.
+        tokenizer: what `tokenizer_identity` gave when the directory was named.
+        url: of the directory.
+        progress: told how far it is.
+    """
 
     def __init__(
         self,
         spec: JobSpec,
-        files: list[SourceFile],
+        *,
+        files: Sequence[tuple[SourceFile, str]],
         benchmarks: NgramIndex | None,
+        tokenizer: dict[str, Any],
         url: str,
         progress: ProgressCallback,
     ) -> None:
-        self._spec, self._files, self._benchmarks, self._url, self._progress = spec, files, benchmarks, url, progress
+        self._spec, self._benchmarks, self._url, self._progress = spec, benchmarks, url, progress
+        self._tokenizer = tokenizer
+        self._files, self._digests = [file for file, _ in files], [digest for _, digest in files]
         self._ledger = Ledger([source.name for source in spec.data.sources])
         self._counts: dict[str, RowCounts] = {}
         self._rejected: list[dict[str, Any]] = []
-        self._dedup: dict[str, Any] | None = None
-        self._dedup_examples: list[dict[str, Any]] = []
+        self._told: dict[str, Any] = {"dedup": None, "dedup_examples": []}
 
     def build(self) -> dict[str, Any]:
         """Do all stages; returns the manifest without its hash."""
@@ -97,13 +122,15 @@ class CorpusBuilder:
             "rejected_rows": self._rejected,
             "rejected_rows_url": f"{self._url}/{REJECTED}",
             "decontamination": self._decontamination(lines.filter(lines["is_contaminated"])),
-            "dedup": self._dedup,
-            "dedup_examples": self._dedup_examples,
+            **self._told,
         }
 
     def _read(self) -> pa.Table:
         """Keys of all rows, by file and row; those of rows that are no conversation have no position."""
-        items = [{"file": index, **asdict(file)} for index, file in enumerate(self._files)]
+        items = [
+            {"file": index, **asdict(file), SHA256: digest}
+            for index, (file, digest) in enumerate(zip(self._files, self._digests, strict=True))
+        ]
         table = self._run(
             _READ,
             items,
@@ -112,6 +139,9 @@ class CorpusBuilder:
             benchmarks=self._benchmarks,
             corpus_url=self._url,
         )
+        for number in missing_lines(f"{self._url}/{_READ.lines}", len(items)):
+            file = self._files[number]
+            raise ConflictError(f"{file.url} changed while it was read: start again", f"data.sources.{file.source}.uri")
         table = table.sort_by([("file", "ascending"), ("row", "ascending")])
         is_good, is_contaminated = pc.is_valid(table["position"]), table["is_contaminated"]
         bad = table.filter(pc.invert(pc.or_(is_good, is_contaminated)))
@@ -181,7 +211,8 @@ class CorpusBuilder:
         # its share for other operators, of which there are none, would leave one of two cores idle
         ray.data.DataContext.get_current().op_resource_reservation_enabled = False
         dataset = ray.data.from_items(items, override_num_blocks=len(items))
-        results = dataset.map_batches(task.function, batch_size=1, batch_format="pyarrow", fn_kwargs=kwargs)
+        kwargs |= {"function": task.function, "schema": task.schema, "lines_url": f"{self._url}/{task.lines}"}
+        results = dataset.map_batches(resume_file, batch_size=1, batch_format="pyarrow", fn_kwargs=kwargs)
         blocks: list[pa.Table] = []
         done = 0
         for block in results.iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -196,12 +227,7 @@ class CorpusBuilder:
         exact, near = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
         if self._spec.data.dedup is not None:
             self._progress("deduplicate", 0, len(keys), "conversations")
-            search = DuplicateSearch(self._spec.data.dedup, Rows.of(keys, sources), self._url)
-            duplicates = search.run()
-            names = [source.name for source in self._spec.data.sources]
-            search.write_receipt(duplicates, names, [file.url.rpartition("/")[2] for file in self._files])
-            self._dedup = search.describe(duplicates, names)
-            self._dedup_examples = self._show(keys, duplicates)
+            duplicates, self._told = self._find_duplicates(self._spec.data.dedup, keys, sources)
             self._progress("deduplicate", len(keys), len(keys), "conversations")
             kept[duplicates.dropped_D] = False
             exact = sources[duplicates.dropped_D[duplicates.is_exact_D]]
@@ -215,10 +241,32 @@ class CorpusBuilder:
         )
         return kept
 
+    def _find_duplicates(
+        self, dedup: DedupSpec, keys: pa.Table, sources: np.ndarray
+    ) -> tuple[Duplicates, dict[str, Any]]:
+        """The duplicates, and what the manifest tells of them."""
+        kept_url = f"{self._url}/{DEDUPLICATED_FILE}"
+        if (found := read_duplicates(kept_url)) is None:
+            search = DuplicateSearch(dedup, Rows.of(keys, sources), self._url)
+            duplicates = search.run()
+            names = [source.name for source in self._spec.data.sources]
+            search.write_receipt(duplicates, names, [file.url.rpartition("/")[2] for file in self._files])
+            described = search.describe(duplicates, names)
+            del described["receipt_url"]  # where a corpus lies is not part of it
+            found = duplicates, {"dedup": described, "dedup_examples": self._show(keys, duplicates)}
+            keep_duplicates(kept_url, *found)
+        duplicates, told = found
+        return duplicates, {**told, "dedup": {**told["dedup"], "receipt_url": f"{self._url}/{RECEIPT_FILE}"}}
+
     def _make_tokenizer(self, keys: pa.Table, kept: np.ndarray) -> None:
         self._progress("tokenizer", 0, 1, "tokenizers")
-        texts = (text for _, text in self._read_texts(keys, np.flatnonzero(kept).tolist()))
-        make_tokenizer(self._spec.model, texts, f"{self._url}/{TOKENIZER}")
+        url = f"{self._url}/{TOKENIZER}"
+        if not is_tokenizer_whole(url):
+            texts = (text for _, text in self._read_texts(keys, np.flatnonzero(kept).tolist()))
+            make_tokenizer(self._spec.model, texts, url)
+            if tokenizer_identity(self._spec.model) != self._tokenizer:
+                raise ConflictError("the tokenizer changed while it was read: start again", "model.tokenizer")
+            keep_tokenizer(url)
         self._progress("tokenizer", 1, 1, "tokenizers")
 
     def _tokenise(self, keys: pa.Table, kept: np.ndarray) -> None:

@@ -21,7 +21,9 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from ray_jobs.data import corpus_builder
 from ray_jobs.data.corpus_builder import CorpusBuilder, _FileTask
+from ray_jobs.data.duplicates import DuplicateSearch
 from ray_jobs.data.packed_rows import PackedRow, PackedRows
 from ray_jobs.data.packing_report import Written
 from ray_jobs.data.parquet_files import read_parquet
@@ -253,7 +255,9 @@ def test_bytes_do_not_depend_on_place_and_a_torn_directory_is_made_again(
     assert second.manifest["hash"] == first.manifest["hash"]
     assert len(rows_of(second, "train")) == second.manifest["packing"]["rows"] > 0
     expected = digests(tmp_path / "one")
-    assert len(expected) == 20, "9 parts, 3 of the tokenizer, receipt, index, 2 shards with records, 2 lineages"
+    assert len(expected) == 28, (
+        "9 parts, 6 of lines, 4 of the tokenizer, 2 of duplicates, index, 2 shards twice, lineages"
+    )
     assert digests(tmp_path / "two[1]-*") == expected
     for directory in (tmp_path / "two[1]-*").iterdir():
         (directory / "manifest.json").unlink()
@@ -286,6 +290,47 @@ def test_the_lineage_spells_out_what_the_bytes_follow_from(document: dict[str, A
     assert (other["decided_by"]["seed"], lineage["decided_by"]["seed"]) == (5, JobSpec.model_fields["seed"].default)
 
 
+@pytest.mark.parametrize(
+    "last", ["hash sources", "read and sign", "deduplicate", "tokenizer", "tokenise", "order train", "pack train"]
+)
+def test_a_killed_run_is_gone_on_with_and_gives_the_same_bytes(
+    document: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    def kill(task: str, done: int, total: int | None, _: str) -> None:
+        if task == last and total in {done, None}:
+            raise KeyboardInterrupt
+
+    def count(place: Any, name: str) -> None:
+        original = getattr(place, name)
+        monkeypatch.setattr(place, name, lambda *args: (calls.append(name), original(*args))[1])
+
+    expected = run(document, tmp_path / "whole")
+    calls: list[str] = []
+    count(DuplicateSearch, "run")
+    count(corpus_builder, "make_tokenizer")
+    root = tmp_path / "killed"
+    with pytest.raises(KeyboardInterrupt):
+        prepare(JobSpec.model_validate(document), str(root), kill)
+    assert list(root.rglob("packed-*/manifest.json")) == []
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.suffix in {".parquet", ".arrow"}}
+    prepared = run(document, root)
+    assert digests(root) == digests(tmp_path / "whole")
+    assert prepared.manifest["shards"] == expected.manifest["shards"]
+    done = {path for path in before if path.exists() and path.name != "index.parquet"}
+    again = {path for path in done if path.stat().st_mtime_ns != before[path]}
+    num_done = {
+        "hash sources": 0,
+        "deduplicate": 11,
+        "tokenizer": 11,
+        "tokenise": 17,
+        "order train": 17,
+        "pack train": 18,
+    }
+    if last != "read and sign":  # some of the three files are read by then
+        assert (len(done), again) == (num_done[last], set())
+    assert calls == ["run", "make_tokenizer"], "neither is done twice"
+
+
 def test_two_jobs_that_prepare_the_same_at_once_do_not_disturb_each_other(
     document: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -311,7 +356,8 @@ def test_a_job_that_is_overtaken_takes_what_the_other_has_made(
     prepared = run(document, tmp_path / "prepared")
     assert not prepared.reused
     assert prepared == others[0]
-    assert sorted(path.name for path in Path(prepared.url).iterdir()) == ["held_out", "manifest.json", "train"]
+    names = sorted(path.name for path in Path(prepared.url).iterdir())
+    assert names == ["held_out", "lineage.json", "manifest.json", "train"]
     document["seed"] = 1
     monkeypatch.setattr(RowSetWriter, "write", lambda *_: Path(f"{tmp_path}/none").read_text())
     with pytest.raises(FileNotFoundError, match="none"):
@@ -344,7 +390,7 @@ def test_a_file_that_changes_while_it_is_read_fails_and_is_not_kept(document: di
     shutil.copytree(run(document, root).tokenizer_url, tmp_path / "tokenizer")
     document["model"]["tokenizer"] = {"kind": "pretrained", "path": str(tmp_path / "tokenizer")}
     with pytest.raises(ConflictError, match="the tokenizer changed") as caught:
-        prepare(JobSpec.model_validate(document), str(root), change("tokenizer/tokenizer.json", after="tokenizer"))
+        prepare(JobSpec.model_validate(document), str(root), change("tokenizer/tokenizer.json", after="deduplicate"))
     assert caught.value.field == "model.tokenizer"
 
 
@@ -374,7 +420,9 @@ def test_a_row_that_a_task_loses_stops_the_run(
         for table in tokenise_file(batch, **kwargs):
             yield table.slice(1)
 
-    monkeypatch.setattr("ray_jobs.data.corpus_builder._TOKENISE", _FileTask("tokenise", losing, INDEX_SCHEMA))
+    monkeypatch.setattr(
+        "ray_jobs.data.corpus_builder._TOKENISE", _FileTask("tokenise", losing, INDEX_SCHEMA, "lengths")
+    )
     with pytest.raises(AssertionError, match="stage 'tokenise' lost rows of source 'snippets'"):
         run(document, tmp_path / "prepared")
     assert list((tmp_path / "prepared").rglob("manifest.json")) == []
