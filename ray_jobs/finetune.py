@@ -101,14 +101,25 @@ class _Progress:
 
     def __init__(self, events: EventWriter) -> None:
         self._events = events
-        self._last = 0.0
+        self._last = self._start = 0.0
+        self._task: str | None = None
+        self._first_done = 0
 
     def __call__(self, task: str, done: int, total: int | None, unit: str) -> None:
         now = time.monotonic()
+        if task != self._task:
+            self._task, self._start, self._first_done = task, now, done
         if done != total and now - self._last < _PROGRESS_INTERVAL_S:
             return
         self._last = now
-        self._events.emit("stage.progress", stage="prepare", task=task, done=done, total=total, unit=unit)
+        eta_s = self._eta_s(done, total, now)
+        self._events.emit("stage.progress", stage="prepare", task=task, done=done, total=total, unit=unit, eta_s=eta_s)
+
+    def _eta_s(self, done: int, total: int | None, now: float) -> float | None:
+        """Seconds to the task's end, at its pace so far: what an earlier start had done counts for nothing."""
+        if total is None or done <= self._first_done:
+            return 0.0 if done == total else None
+        return (now - self._start) / (done - self._first_done) * (total - done)
 
 
 def _report_failure(events: EventWriter, error: Exception) -> None:

@@ -92,7 +92,8 @@ def describe_progress(job: Job) -> str:
     if progress.task is None:
         return f"  {progress.stage}"
     of_total = "" if progress.total is None else f"/{progress.total:,}"
-    return f"  {progress.stage}  {progress.task}: {progress.done:,}{of_total} {progress.unit}"
+    eta = "" if progress.eta_s is None else f"  ETA {duration(progress.eta_s)}"
+    return f"  {progress.stage}  {progress.task}: {progress.done:,}{of_total} {progress.unit}{eta}"
 
 
 def _step_parts(progress: JobProgress) -> Iterator[str]:

@@ -40,7 +40,8 @@ class Event(BaseModel):
     """One thing that happened in a job.
 
     `data` by type:
-        stage.progress: `task`, `done`, `total` (null when unknown), `unit`.
+        stage.progress: `task`, `done`, `total` (null when unknown), `unit`, `eta_s` (to the task's end, null when
+            unknown).
         stage.finished: `duration_s` (of this start of it), `reused` (an earlier start had done it), `summary`. After a
             restart it may come again, `reused` then.
         rows.skipped: `count`, `path` (of a directory of Parquet files that list them all), `rows` (the first ones:

@@ -57,7 +57,7 @@ class JobProgress(Resource):
     balance_loss_floor: float | None = None
     """The same at perfect balance."""
     eta_s: float | None = None
-    """Seconds until the last training step."""
+    """Seconds until the end of the task, in training until the last step."""
 
 
 class Job(Resource):

@@ -7,8 +7,8 @@ from typing import Any
 from service.spec.event import Event
 from service.spec.resources import JobProgress
 
-_TASK_FIELDS = ("task", "done", "total", "unit")
-_STEP_FIELDS = tuple(set(JobProgress.model_fields) - {"stage", *_TASK_FIELDS})
+_TASK_FIELDS = ("task", "done", "total", "unit", "eta_s")
+_STEP_FIELDS = ("eta_s", *(set(JobProgress.model_fields) - {"stage", *_TASK_FIELDS}))
 
 
 def fold_progress(progress: dict[str, Any], event: Event) -> dict[str, Any]:

@@ -132,6 +132,10 @@ def test_progress_is_described_whatever_is_not_known_yet(client: Client, spec: J
     for fields, line in [
         ({"stage": "prepare"}, "  prepare"),
         ({"stage": "prepare", "task": "pack", "done": 1, "unit": "shards"}, "  prepare  pack: 1 shards"),
+        (
+            {"stage": "prepare", "task": "pack", "done": 1, "total": 3, "unit": "shards", "eta_s": 61},
+            "  prepare  pack: 1/3 shards  ETA 1:01",
+        ),
         ({"stage": "train", "step": 3, "total_steps": 9}, "  train  step 3/9"),
         (
             {"stage": "train", "step": 3, "total_steps": 9, "loss": 1.5, "eta_s": 61},
