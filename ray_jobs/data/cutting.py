@@ -92,15 +92,14 @@ def split(turns: TurnBorders, row_length: int) -> Pieces:
     """
     head = int(turns.ends[0]) if turns.roles[0] == _SYSTEM else 0
     runs: list[tuple[int, int]] = []
-    num_too_long, is_open = 0, False
+    num_too_long = 0
     for first, stop in _exchanges(turns):
         if head + _size(turns, first, stop) > row_length:
-            num_too_long, is_open = num_too_long + 1, False
-        elif is_open and head + _size(turns, runs[-1][0], stop) <= row_length:
+            num_too_long += 1
+        elif runs and head + _size(turns, runs[-1][0], stop) <= row_length:
             runs[-1] = (runs[-1][0], stop)
         else:
             runs.append((first, stop))
-            is_open = True
     made = [
         Piece(head, _start(turns, first), head + _size(turns, first, stop), _trained(turns, first, stop))
         for first, stop in runs

@@ -165,12 +165,10 @@ class _Packer:
         return Counter(self._source_of_conversation[np.unique(self._conversation[documents])].tolist())
 
     def _hold_out(self) -> tuple[np.ndarray, np.ndarray]:
-        """The documents to train on, and those kept from training: whole conversations, with all their pieces."""
-        usable, first = np.unique(self._conversation, return_index=True)
-        hashes, categories = [self._hashes[index] for index in usable], self._category[first].tolist()
+        """The documents to train on, and those kept from training; all pieces of a conversation share its lot."""
+        hashes, categories = [self._hashes[index] for index in self._conversation], self._category.tolist()
         is_held_out = held_out(hashes, categories, self._spec.data.held_out_fraction, self._spec.seed)
-        is_kept_out = np.isin(self._conversation, usable[is_held_out])
-        return np.flatnonzero(~is_kept_out), np.flatnonzero(is_kept_out)
+        return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
     def _mix(self, training: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
         """Those of the documents that make up the mix, repeated ones as often; and why no more of each category."""

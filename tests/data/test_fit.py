@@ -175,17 +175,18 @@ def test_packed_documents_are_rendered_conversations_and_every_row_is_counted(
 
 
 def test_all_pieces_of_a_conversation_are_held_out_together(corpus: Corpus, tmp_path: Path) -> None:
-    manifest = packed(corpus, "split", tmp_path, held_out=0.4)
-    sides = []
-    tokenizer = ChatTokenizer(Path(corpus.url, "tokenizer"))
-    for conversation in LONG.values():
-        pieces = [made for made in MADE["split"] if set(made) <= set(conversation)]
-        mine = [rendered.tokens.tobytes() for rendered in tokenizer.render(pieces)]
-        found = [{tokens for tokens, _ in documents(tmp_path / side)} for side in ("train", "held_out")]
-        for side in found:
-            assert side.issuperset(mine) or not side.intersection(mine)
-        sides.append([bool(side.intersection(mine)) for side in found])
-    assert [True, False] in sides
-    assert [False, True] in sides
-    _, hold_out, mix = manifest["accounting"][1:]
+    """At whatever conversation the border between the two sides falls."""
+    sides = set()
+    for fraction in np.linspace(0.01, 0.49, 25):
+        packer = _Packer(spec("split", float(fraction)), corpus, str(tmp_path), lambda *_: None)
+        training, held_out = (set(packer._conversation[documents].tolist()) for documents in packer._hold_out())
+        assert training
+        assert not training & held_out
+        split = np.flatnonzero(np.bincount(packer._conversation) > 1).tolist()
+        sides |= {(number in training, number in held_out) for number in split}
+    assert sides == {(True, False), (False, True)}
+
+
+def test_split_conversations_are_counted_as_rows_to_the_end(corpus: Corpus, tmp_path: Path) -> None:
+    _, hold_out, mix = packed(corpus, "split", tmp_path, held_out=0.4)["accounting"][1:]
     assert hold_out["rows_out"] == mix["rows_in"] == hold_out["rows_in"] - hold_out["gone"]["held_out"]
