@@ -64,7 +64,7 @@ def describe(done: int, total: int | None, unit: str, elapsed_s: float) -> str:
     if total is None:
         return f"{done:,} {unit}"
     state = f"{done:,}/{total:,} {unit}"
-    if not 0 < done < total:
+    if not (0 < done < total and elapsed_s):  # the first report of a task tells of no pace
         return state
     minutes, seconds = divmod(round(elapsed_s / done * (total - done)), 60)
     hours, minutes = divmod(minutes, 60)

@@ -37,6 +37,7 @@ def page(packed: PackedDirectory) -> str:
         (f"The mix, by {manifest['mixture_by']}", _mix(manifest["mixture"])),
         ("Duplicates", _duplicates(manifest["sources"])),
         ("Duplicates between sources", _between_sources(manifest.get("dedup"))),
+        ("What other thresholds would drop", _thresholds(manifest.get("dedup"))),
         ("Trained tokens", _trained(manifest["mixture_sources"])),
         ("Conversations that fit no row as they are", _fit(manifest["fit"])),
         ("Where every row went", _accounting(manifest["accounting"])),
@@ -130,6 +131,14 @@ def _between_sources(dedup: dict[str, Any] | None) -> str:
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
     lines = [(dropped, *(pairs.get((dropped, kept), 0) for kept in names)) for dropped in names]
     return _table(("went, for a twin in …", *names), lines)
+
+
+def _thresholds(dedup: dict[str, Any] | None) -> str:
+    lines = [
+        Bar(f"similarity {line['threshold']:g}", (line["estimated_dropped"],), f"about {line['estimated_dropped']:,}")
+        for line in (dedup or {}).get("thresholds", [])
+    ]
+    return bars(lines, ("dropped",)) if lines else ""
 
 
 def _trained(sources: list[dict[str, Any]]) -> str:

@@ -36,7 +36,7 @@ def show_row(url: str, split: Literal["train", "held_out"], number: int, console
     row, length = rows[number], packed.manifest["packing"]["sequence_length"]
     with local_directory(packed.tokenizer_url) as tokenizer:
         marked = MarkedText(tokenizer, plain=wants_markers(console))
-        heading = f"row {number} of {len(rows)} in {split}: {len(row.document_lengths)} documents, "
+        heading = f"row {number} of {len(rows)} in {split}: documents {len(row.document_lengths)}, "
         heading += f"{amount(row.trained)}, fill {len(row.tokens) / length:.1%} of {length:,}"
         console.print(Text(heading, "bold"), soft_wrap=True)
         for line in _documents(row, marked):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -16,15 +17,19 @@ from service.cli import app
 CHILD = """
 import signal, sys, time
 
-def end(number, frame):
-    print(f"got {number}")
-    sys.exit(40 + number)
+got = []
+def note(number, frame):
+    got.append(number)
 
 for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, end)
+    signal.signal(number, note)
 if sys.argv[1:] == ["inspect", "--wait", "a b"]:
     print("ready", flush=True)
-    time.sleep(60)
+    while not got:
+        time.sleep(0.01)
+    time.sleep(0.3)  # for a second one
+    print("got", *got)
+    sys.exit(40 + got[0])
 elif sys.argv[1:] == ["inspect", "--killed"]:
     signal.raise_signal(signal.SIGKILL)
 sys.exit(7)
@@ -38,7 +43,7 @@ def start(directory: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", code, "data", *arguments]
     paths = f"{Path(data_commands.__file__).parents[1]}:{directory}"
     environment = {"PYTHONPATH": paths, "PATH": "", "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -46,7 +51,7 @@ def test_a_signal_is_handed_on_once_and_its_answer_waited_for(tmp_path: Path, nu
     with start(tmp_path, "inspect", "--wait", "a b") as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n", "arguments arrive as they are"
-        process.send_signal(number)
+        os.killpg(process.pid, number)  # as a terminal does
         assert process.stdout.read() == f"got {int(number)}\n"
         assert process.wait() == 40 + number
 
