@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -127,3 +128,15 @@ def test_a_file_that_is_not_finished_does_not_appear(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="power cut"):
         fail()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_object_that_an_error_cuts_short_is_removed() -> None:
+    store = fsspec.filesystem("memory")
+
+    def fail() -> None:
+        with parquet_writer("memory://cut/shard-00000.parquet", PACKED_SCHEMA):
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        fail()
+    assert store.find("memory://cut") == []

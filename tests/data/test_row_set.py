@@ -8,8 +8,10 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -148,6 +150,22 @@ def test_many_batches_and_shards_hold_the_same_rows(
     remove_ordered(f"{tmp_path}/packed")
     assert [path.name for path in (tmp_path / "packed").iterdir()] == ["train"]
     assert len(PackedRows(f"{tmp_path}/packed/train")) == written.num_rows
+
+
+def test_any_filesystem_will_do(documents: Documents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = write(documents, tmp_path)
+    for name in ("find_shard", "order_batch", "write_shard", "certify_rows"):  # what is in memory no worker sees
+        monkeypatch.setattr(row_set, name, SimpleNamespace(remote=getattr(row_set, name)._function))
+    monkeypatch.setattr(row_set, "ray", SimpleNamespace(get=lambda result: result))
+    root = f"memory:/{tmp_path}"
+    fsspec.filesystem("memory").put(f"{tmp_path}/tokenised", f"{root}/tokenised", recursive=True)
+    writer = RowSetWriter(f"{root}/tokenised", f"{root}/packed", ROW_LENGTH, CATEGORIES, lambda *_: None)
+    assert writer.write(documents, "train", seed=7) == expected
+    assert writer.write(documents, "train", seed=7) == expected
+    remove_ordered(f"{root}/packed")
+    assert [path.rpartition("/")[2] for path in fsspec.filesystem("memory").ls(f"{root}/packed", detail=False)] == [
+        "train"
+    ]
 
 
 def test_no_documents_are_one_shard_without_rows(documents: Documents, tmp_path: Path) -> None:
