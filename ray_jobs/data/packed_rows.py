@@ -4,7 +4,7 @@ A training step reads rows in an order of its own (`ray_jobs.train.batches`): ea
 row numbers, and one that resumes goes on at the exact row without reading any before it. So rows lie in small row
 groups (16 rows, about 300 kB at 4096 tokens): reading one row decodes one group. The last few groups are kept.
 
-At 204,800 rows in 25 shards, on a local disk: opening takes 0.07 s and 55 MB, 4 kB a group, for Parquet's own
+At 204,800 rows in 25 shards, in the page cache: opening takes 0.07 s and 55 MB, 4 kB a group, for Parquet's own
 description of the groups; a row takes 1.1 ms at random and 0.07 ms in sequence, and the groups kept take 90 MB.
 """
 

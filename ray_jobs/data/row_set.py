@@ -26,7 +26,8 @@ from ray_jobs.data.shards import Documents, Shard, ShardRecord, find_shard, orde
 
 BATCH_TOKENS = 2**25
 SHARD_TOKENS = 2**25
-"""Bounds of a task's memory, which `ray_jobs.data.shards` states; a shard of 2**25 tokens has some 60 MB."""
+"""Bounds of a task's memory, which `ray_jobs.data.shards` states; a shard of 2**25 tokens has some 60 MB. They decide
+what the files hold, so whoever changes them raises the version in `ray_jobs.data.prepare`."""
 ORDERED = "ordered"
 
 
