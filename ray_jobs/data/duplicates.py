@@ -38,6 +38,8 @@ RECEIPT_SCHEMA = pa.schema(
     ]
 )
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+_SAMPLE_SIZE = 1000
+"""Conversations compared all with all: half a million pairs, a second."""
 _PAIRS_PER_TASK = 50_000
 """At most twice as many texts are in a task's memory: of 2 kB each 200 MB."""
 
@@ -173,7 +175,29 @@ class DuplicateSearch:
             "pairs_verified": len(similarity_P),
             "precision": len(near_P) / len(similarity_P) if len(similarity_P) else None,
             "estimated_recall": len(near_P) / float((1 / found_P).sum()) if len(near_P) else None,
+            "sample": self._sample(),
         }
+
+    def _sample(self) -> dict[str, int]:
+        """All pairs of some conversations by exact similarity: how many are near, and how many of those share a band.
+
+        The conversations are those with the smallest content hashes: a random choice, the same each time.
+        """
+        rows = self._rows
+        _, first_copies = np.unique(rows.content_hashes[:, 0], return_index=True)
+        # one key for all bands: a conversation of which only copies are to go, and that is compared with none
+        is_compared = (rows.band_keys[first_copies, :1] != rows.band_keys[first_copies]).any(axis=1)
+        chosen = np.sort(first_copies[is_compared][:_SAMPLE_SIZE])
+        pairs = np.stack(np.triu_indices(len(chosen), 1))
+        if not pairs.size:
+            return {"conversations": len(chosen), "near_pairs": 0, "found": 0}
+        exact = self._spec.model_copy(update={"verify": "exact"})
+        where = rows.file_N[chosen], rows.position_N[chosen]
+        similarity_P = ray.get(_similarity_task.remote(*where, pairs, exact, self._url))
+        near = pairs[:, similarity_P >= self._spec.threshold]
+        keys = rows.band_keys[chosen]
+        found = (keys[near[0]] == keys[near[1]]).any(axis=1)
+        return {"conversations": len(chosen), "near_pairs": near.shape[1], "found": int(found.sum())}
 
     def _thresholds(self) -> list[dict[str, Any]]:
         """What other thresholds would have dropped, from the signatures alone."""

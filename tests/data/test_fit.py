@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import ray
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from ray_jobs.data.corpus import Corpus
@@ -24,24 +21,10 @@ from ray_jobs.data.tasks import CONVERSATION_SCHEMA, INDEX_SCHEMA, tokenise_file
 from ray_jobs.data.tokenise import END, START, ChatTokenizer
 from service.spec.job import JobSpec
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
 ROW_LENGTH = 64
 WORDS = [f"w{number}" for number in range(200)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=100 * 2**20,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-    )
-    yield
-    ray.shutdown()
 
 
 def words(seed: int, size: int) -> str:

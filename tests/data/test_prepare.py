@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import itertools
 import json
-import logging
 import shutil
 import weakref
 from collections import Counter
@@ -35,28 +34,12 @@ from service.spec.job import JobSpec
 
 pytestmark = [
     pytest.mark.ray,
+    pytest.mark.usefixtures("cluster"),
     # Ray Data sets its own deprecated fields when it makes its context
     pytest.mark.filterwarnings("ignore:.* is deprecated:DeprecationWarning:ray.data.context"),
 ]
 
 WORDS = [f"word{number}" for number in range(300)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            object_store_memory=100 * 2**20,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
-        yield
-        ray.shutdown()
 
 
 def text(seed: int, size: int = 30) -> str:
@@ -471,6 +454,7 @@ def test_each_dropped_row_has_a_receipt_that_names_its_twin(document: dict[str, 
     assert [line["estimated_dropped"] for line in dedup["thresholds"]] == [30] * 5
     assert dedup["banding"]["precision"] == 1
     assert 0.999 < dedup["banding"]["estimated_recall"] <= 1
+    assert dedup["banding"]["sample"] == {"conversations": 130, "near_pairs": 10, "found": 10}
 
 
 @pytest.mark.parametrize("verify", ["exact", "estimate"])
