@@ -86,8 +86,8 @@ def find_candidates(content_hashes: np.ndarray, band_keys: np.ndarray | None) ->
 def _buckets(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Places of keys that occur more than once, in order of key and place, and a number for each key.
 
-    Keys and places are sorted as one integer each, the key's upper bits before the place, which takes a fifth of the
-    time of an `argsort`. Of a million keys one pair in ten bands agrees in these bits alone: verified for nothing.
+    Keys and places are sorted as one integer each, the key's upper bits before the place, in half the time of a stable
+    `argsort`. Of a million keys one pair in ten bands agrees in these bits alone: verified for nothing.
     """
     num_bits = np.uint64(max(len(keys) - 1, 0).bit_length())
     mask = (np.uint64(1) << num_bits) - np.uint64(1)

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -24,3 +25,10 @@ def cluster() -> Iterator[None]:
         )
         yield
         ray.shutdown()
+
+
+def use_kernel(load: Callable[[], object | None]) -> None:
+    """Skip where there is no compiler; where there is one, a kernel that cannot be had is a failure."""
+    if shutil.which("c++") is None:
+        pytest.skip("no C++ compiler")
+    assert load() is not None

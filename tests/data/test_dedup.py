@@ -179,7 +179,8 @@ def test_many_near_copies_take_comparisons_in_proportion() -> None:
 
     duplicates = find_duplicates(candidates, similarity, SPEC.threshold, np.ones(len(texts)))
     assert duplicates.kept_D.tolist() == [number % 2 for number in range(2, 3000)]
-    assert calls < 4 * len(texts)
+    # one tells how near each dropped row was; neighbours are the same pairs in most bands, but not in all 25
+    assert len(duplicates.dropped_D) < calls < 3 * len(texts)
 
 
 def test_a_bucket_of_unlike_conversations_takes_comparisons_in_proportion() -> None:

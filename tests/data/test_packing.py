@@ -7,14 +7,15 @@ import pytest
 
 from ray_jobs.data import packing
 from ray_jobs.data.packing import Packing, lower_bound, pack
+from tests.data.conftest import use_kernel
 
 
 @pytest.fixture(params=["kernel", "python"], autouse=True)
 def _either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "python":
         monkeypatch.setattr(packing, "_library", lambda: None)
-    elif packing._library() is None:
-        pytest.skip("no C++ compiler")
+    else:
+        use_kernel(packing._library)
 
 
 def as_lists(packed: Packing) -> list[list[int]]:

@@ -7,14 +7,15 @@ import pytest
 
 from ray_jobs.data import slices
 from ray_jobs.data.slices import copy_slices
+from tests.data.conftest import use_kernel
 
 
 @pytest.fixture(params=["kernel", "python"], autouse=True)
 def _either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "python":
         monkeypatch.setattr(slices, "_library", lambda: None)
-    elif slices._library() is None:
-        pytest.skip("no C++ compiler")
+    else:
+        use_kernel(slices._library)
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.bool_, np.int64])
