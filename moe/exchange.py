@@ -17,6 +17,7 @@ from typing import Any, NewType
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # its defaults keep the process group for ever if imported while there is one
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
