@@ -30,7 +30,7 @@ from moe.attention import Documents
 from moe.config import MoEConfig
 from moe.init import initialize
 from moe.model import HybridModel, PackedBatch
-from ray_jobs.train.loss import completion_losses
+from ray_jobs.train.loss import completion_loss
 
 CONFIG = MoEConfig(
     vocab_size=8192,
@@ -76,9 +76,11 @@ def sleddog(dtype: torch.dtype, row: Row) -> tuple[nn.Module, Loss]:
 
     def loss() -> Tensor:
         hidden_TD, balances = model(batch)
-        losses_P = completion_losses(hidden_TD, model.lm_head, row.tokens_T, row.trained_T)
+        nats, _ = completion_loss(
+            hidden_TD, model.lm_head, row.tokens_T, row.trained_T, scale=1 / int(row.trained_T.sum())
+        )
         balance = torch.stack([layer.loss_sum for layer in balances]).sum() / NUM_TOKENS
-        return losses_P.mean() + BALANCE_LOSS_COEFFICIENT * balance
+        return nats + BALANCE_LOSS_COEFFICIENT * balance
 
     return model, loss
 

@@ -23,7 +23,7 @@ from moe.dispatch import ExpertParallel
 from moe.experts import Experts
 from moe.model import HybridModel
 from ray_jobs.train.batches import TrainBatch
-from ray_jobs.train.loss import completion_losses, sums_by_category
+from ray_jobs.train.loss import completion_loss, sums_by_category
 from service.spec.job import JobSpec
 
 if TYPE_CHECKING:
@@ -116,9 +116,10 @@ class TrainingStep(nn.Module):
             `ray_jobs.train.metrics` reads, sums too, detached.
         """
         hidden_TD, balances = self.model(batch.packed)
-        losses_P = completion_losses(hidden_TD, self.model.lm_head, batch.packed.tokens_T, batch.trained_T)
+        loss, losses_P = completion_loss(
+            hidden_TD, self.model.lm_head, batch.packed.tokens_T, batch.trained_T, scale=1 / global_trained
+        )
         balance_sums = torch.stack([balance.loss_sum for balance in balances])
-        loss = losses_P.sum() / global_trained
         loss = loss + self._balance_loss_coefficient * balance_sums.sum() / global_tokens
         by_category = sums_by_category(losses_P, batch.trained_T, batch.categories_T, self._num_categories)
         counts = torch.stack([balance.tokens_per_expert_E for balance in balances])
