@@ -93,7 +93,12 @@ def _train(run: RunDirectory, spec: JobSpec, events: EventWriter, prepared: Prep
         tokenizer_url=prepared.tokenizer_url,
         categories=categories,
     )
-    train(run, spec, config)
+
+    def tell(message: str) -> None:
+        events.emit("job.warning", stage="train", message=message, kind="workers_restarted")
+        events.flush()
+
+    train(run, spec, config, tell)
 
 
 class _Progress:

@@ -86,11 +86,13 @@ def _training(events: list[Event], spec: JobSpec) -> dict[str, Any]:
     starts = [event for event in events if event.type == "train.started"]
     ordered = [steps[number] for number in sorted(steps)]
     last = ordered[-1]
+    updates = [data for data in ordered if not data["is_skipped"]]
     total_steps = int(last["total_steps"])
     seconds = sum(data["step_s"] for data in ordered)
     return {
         "steps": len(steps),
         "planned_steps": total_steps,
+        "steps_skipped": len(ordered) - len(updates),
         "steps_taken_twice": len(taken) - len(steps),
         "restarts": len(starts) - 1,
         "epochs": last["epoch"],
@@ -100,11 +102,14 @@ def _training(events: list[Event], spec: JobSpec) -> dict[str, Any]:
         "global_batch_rows": spec.train.global_batch_rows,
         "tokens_per_s": sum(data["tokens"] for data in ordered) / seconds,
         "duration_s": seconds,
-        "balance_loss": last["balance_loss"],
-        "balance_loss_floor": last["balance_loss_floor"],
-        "balance_loss_per_layer": last["balance_loss_per_layer"],
+        "balance_loss": updates[-1]["balance_loss"],
+        "balance_loss_floor": updates[-1]["balance_loss_floor"],
+        "balance_loss_per_layer": updates[-1]["balance_loss_per_layer"],
         "learning_rate_curve": [[data["step"], data["learning_rate"]] for data in ordered],
-        "loss_curve": [[data["step"], data["loss"]] for data in ordered],
+        "loss_curve": [[data["step"], data["loss"]] for data in updates],
+        "warnings": [
+            {"kind": event.data["kind"], "message": event.message} for event in events if event.type == "job.warning"
+        ],
     }
 
 

@@ -80,6 +80,13 @@ class CheckpointError(SleddogError, ValueError):
     fault = "data"
 
 
+class StorageError(SleddogError, OSError):
+    """The storage has not taken a run's files in time."""
+
+    code = "storage_unavailable"
+    fault = "infrastructure"
+
+
 class PlacementError(SleddogError, TimeoutError):
     """The cluster did not place the workers within the deadline."""
 
@@ -95,7 +102,7 @@ class WorkerLostError(SleddogError, RuntimeError):
 
 
 class NonFiniteLossError(SleddogError, ArithmeticError):
-    """The loss or the gradient norm is NaN or infinite."""
+    """The gradient is NaN or infinite, several steps in a row."""
 
     code = "non_finite_loss"
     fault = "numerics"

@@ -12,6 +12,7 @@ DeepSpeed is imported inside functions: importing it in the driver of a CPU-only
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +29,9 @@ from service.spec.job import JobSpec
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
+
+
+_EXPERTS = "experts"
 
 
 def _import_deepspeed() -> Any:
@@ -65,9 +69,9 @@ def balancing(spec: JobSpec) -> Balancing:
     return Balancing(spec.train.capacity_factor, dist.group.WORLD if per_batch else None)
 
 
-def deepspeed_config(spec: JobSpec) -> dict[str, Any]:
-    """DeepSpeed's configuration of a job."""
-    rows_at_once = spec.train.micro_batch_rows * spec.parallel.num_workers
+def deepspeed_config(spec: JobSpec, num_workers: int) -> dict[str, Any]:
+    """DeepSpeed's configuration of a job, on so many workers."""
+    rows_at_once = spec.train.micro_batch_rows * num_workers
     return {
         "train_micro_batch_size_per_gpu": spec.train.micro_batch_rows,
         "gradient_accumulation_steps": spec.train.global_batch_rows // rows_at_once,
@@ -148,7 +152,7 @@ def build_engine(step: TrainingStep, spec: JobSpec) -> DeepSpeedEngine:
         fused=True,
     )
     engine, *_ = deepspeed.initialize(
-        model=step, optimizer=optimizer, config=deepspeed_config(spec), dist_init_required=False
+        model=step, optimizer=optimizer, config=deepspeed_config(spec, dist.get_world_size()), dist_init_required=False
     )
     return engine
 
@@ -169,8 +173,7 @@ def _mark_experts(step: TrainingStep, size: int) -> None:
         def set_deepspeed_parallelism(self, use_data_before_expert_parallel_: bool = False) -> None:
             """The groups exist already."""
 
-    experts = [module for module in step.modules() if isinstance(module, Experts)]
-    parameters = [parameter for module in experts for parameter in module.parameters()]
+    parameters = _expert_parameters(step)
     for parameter in parameters:
         parameter.allreduce = False  # type: ignore[attr-defined]
         parameter.group_name = f"ep_size_{size}"  # type: ignore[attr-defined]
@@ -178,19 +181,55 @@ def _mark_experts(step: TrainingStep, size: int) -> None:
         step.add_module("expert_parallel_marker", ExpertParallelMarker(step.model.config.num_experts))
 
 
+def _expert_parameters(step: TrainingStep) -> list[nn.Parameter]:
+    experts = [module for module in step.modules() if isinstance(module, Experts)]
+    return [parameter for module in experts for parameter in module.parameters()]
+
+
 def _parameter_groups(step: TrainingStep, spec: JobSpec) -> list[dict[str, Any]]:
     from deepspeed.moe.utils import is_moe_param, split_params_into_different_moe_groups_for_optimizer
 
     trained = [parameter for parameter in step.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in trained if parameter.ndim > 1]
-    norms = [parameter for parameter in trained if parameter.ndim == 1]
+    in_experts = {id(parameter) for parameter in _expert_parameters(step)}
+    experts = [parameter for parameter in trained if id(parameter) in in_experts]
+    dense = [parameter for parameter in trained if id(parameter) not in in_experts]
+    matrices = [parameter for parameter in dense if parameter.ndim > 1]
+    norms = [parameter for parameter in dense if parameter.ndim == 1]
     groups = [
         {"name": "matrices", "params": matrices, "weight_decay": spec.train.weight_decay},
         {"name": "norms", "params": norms, "weight_decay": 0.0},
+        {"name": _EXPERTS, "params": experts, "weight_decay": spec.train.weight_decay},
     ]
     if any(is_moe_param(parameter) for parameter in trained):
         groups = split_params_into_different_moe_groups_for_optimizer(groups, max_group_size=2**62)
     return [group for group in groups if group["params"]]
+
+
+@dataclass(frozen=True)
+class GradientNorms:
+    """L2 norms of a global batch's gradient, before clipping; not finite where it is not.
+
+    Attributes:
+        dense: of all that is no expert.
+        expert: of all experts.
+    """
+
+    dense: float
+    expert: float
+
+
+def gradient_norms(engine: DeepSpeedEngine) -> GradientNorms:
+    """Of the accumulated gradient, before the step that takes it; all workers must call.
+
+    ZeRO-2 leaves each element with one worker, those of experts too, so the squares of all workers add up.
+    """
+    squares = torch.zeros(2, dtype=torch.float64, device=engine.device)
+    for index, group in enumerate(engine.optimizer.optimizer.param_groups):
+        is_expert = bool(group.get("moe")) or group["name"] == _EXPERTS
+        for gradient in engine.optimizer.averaged_gradients[index]:
+            squares[int(is_expert)] += torch.linalg.vector_norm(gradient, dtype=torch.float32).double().square()
+    dense, expert = all_reduce_sum(squares).sqrt().tolist()
+    return GradientNorms(dense, expert)
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:

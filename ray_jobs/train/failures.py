@@ -1,64 +1,35 @@
-"""What a failure of the worker group is answered with: another start, or the end of the run.
+"""What a failure of the workers is answered with: another start, or the end of the run.
 
-Ray Train restarts the group after ANY worker's error. An error of our own is deterministic, though: the same spec and
-the same files fail again, so it ends the run at once. It does not matter whether all workers raise it: the group of a
-run that ends is killed, and with it the workers that wait for the one that raised. (Returning the error as the
-worker's result instead would leave those waiting until their collective times out.)
-
-Ray Train also waits for ever for room to place the group again, one try after another; here the tries are counted.
+By its class. An error of our own of which the user, the data or the numbers are the cause comes again: the same spec
+and the same files fail the same way, so it ends the run at once. It does not matter whether all workers raise it: the
+group of a run that ends is killed, and with it the workers that wait for the one that raised. All else, a dead worker
+or node, a storage that does not answer, an error that nobody foresaw, is the infrastructure's, and the workers start
+again from the last checkpoint as often as the spec allows.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-from ray.train import UserCallback
-from ray.train.v2._internal.exceptions import InsufficientClusterResourcesError, WorkerGroupStartupTimeoutError
-from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
+from ray.train.v2.api.exceptions import TrainingFailedError
 
-from service.errors import PlacementError, SleddogError, WorkerLostError
-from service.spec.train import ParallelSpec
-
-_LONGEST_TRY_S = 60.0
-"""Ray's own default: a try that failed is repeated with what the cluster has become by then."""
+from service.errors import SleddogError, WorkerLostError
 
 
-class EndRunOnKnownError(UserCallback):  # type: ignore[misc]
-    """Raises in the controller what a worker raised on purpose: an error of a callback is never retried."""
-
-    def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
-        """Called at each poll that finds failed workers, before it is decided whether to restart them."""
-        del run_context
-        for error in worker_exceptions.values():
-            if (known := _known_cause(error)) is not None:
-                raise known
-
-
-def placement_tries(spec: ParallelSpec) -> tuple[int, float]:
-    """How often placing the group may fail in a run, and after how many seconds a try has failed.
-
-    Together they last `placement_timeout_s`, over all restarts. A worker that dies while the group starts counts as a
-    try too, so there is at least one for each death that the spec allows.
-    """
-    tries = max(spec.max_worker_failures + 1, math.ceil(spec.placement_timeout_s / _LONGEST_TRY_S))
-    return tries, spec.placement_timeout_s / tries
-
-
-def cause_of(error: TrainingFailedError, spec: ParallelSpec) -> SleddogError:
-    """What to tell the user of a run that has ended."""
+def cause_of(error: TrainingFailedError) -> SleddogError:
+    """What to tell the user of a run that has ended; of several causes one that a restart cannot mend."""
     failures: dict[int, Any] = getattr(error, "worker_failures", {})
-    for failure in (error, *failures.values()):
-        if (known := _known_cause(failure)) is not None:
-            return known
-    reason = error.controller_failure if isinstance(error, ControllerError) else None
-    if isinstance(reason, (WorkerGroupStartupTimeoutError, InsufficientClusterResourcesError)):
-        return PlacementError(
-            f"{spec.num_workers} workers did not fit the cluster again after a restart; all waiting together may last "
-            f"{spec.placement_timeout_s:.0f} s",
-            "parallel.num_workers",
-        )
-    return WorkerLostError(f"the training workers failed too often: {error}")
+    known = [cause for failure in (error, *failures.values()) if (cause := _known_cause(failure)) is not None]
+    known.sort(key=can_restart)
+    if known:
+        return known[0]
+    ranks = ", ".join(str(rank) for rank in sorted(failures)) or "none that Ray knows of"
+    return WorkerLostError(f"workers have failed (ranks: {ranks}): {error}")
+
+
+def can_restart(error: SleddogError) -> bool:
+    """Whether a restart from the last checkpoint may mend it."""
+    return error.fault == "infrastructure"
 
 
 def _known_cause(error: BaseException | None) -> SleddogError | None:

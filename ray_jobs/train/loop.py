@@ -9,15 +9,16 @@ the same step is the same.
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ray.train
+import ray
+import ray.train.torch
 import torch
 import torch.distributed as dist
 from transformers import PreTrainedTokenizerFast
@@ -30,13 +31,14 @@ from ray_jobs.evaluate.samples import answer
 from ray_jobs.run_directory import CHECKPOINTS_DIRECTORY, EventWriter, RunDirectory, local_directory
 from ray_jobs.train.architecture import load_base, model_config
 from ray_jobs.train.batches import RowOrder, TrainBatch, collate, share_of_worker
-from ray_jobs.train.checkpoint import save_checkpoint
+from ray_jobs.train.checkpoint import TrainingState
+from ray_jobs.train.checkpoint_writer import Advance, CheckpointWriter
 from ray_jobs.train.engine import TrainingStep, balancing, build_engine, expert_parallel_group
 from ray_jobs.train.export import committed_step, export
+from ray_jobs.train.guards import Guards, WarningKind, require_progress
 from ray_jobs.train.resume import resume
 from ray_jobs.train.schedule import learning_rate, num_steps
-from ray_jobs.train.step import take_step
-from service.errors import NonFiniteLossError
+from ray_jobs.train.step import TakenStep, take_step
 from service.spec.event import EventType, Stage
 from service.spec.job import JobSpec
 
@@ -118,12 +120,15 @@ class Worker:
 
     def work(self) -> None:
         """Do what is left of the job."""
-        start, last = resume(self.engine, self.run.join(CHECKPOINTS_DIRECTORY)), self.total_steps
+        resumed, last = resume(self.engine, self.run.join(CHECKPOINTS_DIRECTORY)), self.total_steps
+        start = resumed.state.step
         self._announce_workers(start)
+        for url in resumed.damaged:
+            self._warn("checkpoint_damaged", f"{url} is not what was written, and was passed over")
         with self._finishing("train", reused=start == last):
             if start == 0 and not self._agree(lambda: self._is_evaluated("before", 0)):
                 self.evaluate("before", 0)
-            self.train(start)
+            self.train(resumed.state)
         evaluated = self._agree(lambda: self._is_evaluated("after", last))
         self._emit("stage.started", "evaluate")
         with self._finishing("evaluate", reused=evaluated):
@@ -157,31 +162,69 @@ class Worker:
         self._emit("train.started", "train", start_step=start_step, total_steps=self.total_steps, workers=workers)
         self._flush()
 
-    def train(self, start_step: int) -> None:
-        """Take the optimiser steps from `start_step` on, with a checkpoint now and then."""
-        clock = _Clock(self.total_steps)
-        for step in range(start_step, self.total_steps):
-            metrics = self._take_step(step)
-            clock.tick()
-            metrics |= clock.describe(step + 1, metrics["tokens"])
-            self._emit("train.step", "train", **metrics)
-            done = step + 1
-            if done % self.spec.train.checkpoint_every_steps == 0 or done == self.total_steps:
-                self._checkpoint(done)
-                clock.resume()
+    def train(self, state: TrainingState) -> None:
+        """Take the optimiser steps that are left, with a checkpoint now and then."""
+        settings = self.spec.train
+        url = self.run.join(CHECKPOINTS_DIRECTORY)
+        writer = CheckpointWriter(
+            self.engine, url, self.settings.attempt, settings.keep_checkpoints, settings.checkpoint_timeout_s
+        )
+        with closing(writer):
+            for after in self._take_steps(state):
+                self._tell(writer.advance())
+                is_last = after.step == self.total_steps
+                if is_last:
+                    self._tell(writer.finish())
+                if is_last or after.step % settings.checkpoint_every_steps == 0:
+                    self._flush()
+                    if not writer.begin(after):
+                        message = f"step {after.step}: the last checkpoint is still being written"
+                        self._warn("checkpoint_left_out", message)
+            self._tell(writer.finish())
 
-    def _take_step(self, step: int) -> dict[str, Any]:
+    def _take_steps(self, state: TrainingState) -> Iterator[TrainingState]:
+        """One optimiser step after the other, and the state after each; the next one's rows are read meanwhile."""
+        clock, guards = _Clock(self.total_steps), Guards()
+        with ThreadPoolExecutor(1, "rows") as reader:
+            batches = reader.submit(self._micro_batches, state.step)
+            for step in range(state.step, self.total_steps):
+                clock.resume()
+                mine = batches.result()
+                data_wait_s = clock.elapsed_s()
+                if step + 1 < self.total_steps:
+                    batches = reader.submit(self._micro_batches, step + 1)
+                taken, metrics = self._take_step(step, mine)
+                clock.tick()
+                metrics |= clock.describe(step + 1, taken.num_tokens)
+                self._emit("train.step", "train", **metrics, data_wait_s=data_wait_s)
+                state = state.after(skipped=taken.is_skipped)
+                self._guard(guards, state, taken)
+                yield state
+
+    def _take_step(self, step: int, batches: list[TrainBatch]) -> tuple[TakenStep, dict[str, Any]]:
         categories = self.settings.categories
         rate = learning_rate(step, self.total_steps, self.spec.train)
-        taken = take_step(self.engine, self._micro_batches(step), rate, len(categories))
-        self._require_finite(step, taken.sums.loss, taken.gradient_norm)
-        described = taken.sums.describe(categories, taken.num_tokens, self.spec.train.balance_loss_coefficient)
-        epoch = self.order.epoch_of_step(step + 1)
-        return {"epoch": epoch, "learning_rate": rate, "gradient_norm": taken.gradient_norm, **described}
+        taken = take_step(self.engine, batches, rate, len(categories))
+        described = taken.describe(categories, self.spec.train.balance_loss_coefficient)
+        return taken, {"epoch": self.order.epoch_of_step(step + 1), "learning_rate": rate, **described}
 
-    def _require_finite(self, step: int, loss: float, norm: float) -> None:
-        if not (abs(loss) < float("inf") and norm < float("inf")):
-            raise NonFiniteLossError(f"step {step + 1}: loss {loss}, gradient norm {norm}; try a lower learning rate")
+    def _guard(self, guards: Guards, state: TrainingState, taken: TakenStep) -> None:
+        if taken.is_skipped:
+            rows = [index for index in self.order.rows_of_step(state.step - 1) if index is not None]
+            message = f"step {state.step}: a NaN or infinite gradient; the step was skipped; packed rows {rows}"
+            self._warn("step_skipped", message)
+            self._flush()
+            require_progress(state, self.spec.train)
+        for warning in guards.check(state.step, taken.sums.loss, taken.sums.copies_LE.tolist()):
+            self._warn(warning.kind, warning.message)
+
+    def _tell(self, advance: Advance) -> None:
+        if advance.is_delayed:
+            self._warn("checkpoint_delayed", "the storage does not take a checkpoint; it is tried again")
+        if advance.saved is not None:
+            path, state = advance.saved
+            self._emit("checkpoint.saved", "train", step=state.step, path=path)
+            self._flush()
 
     def _micro_batches(self, step: int) -> list[TrainBatch]:
         mine = share_of_worker(self.order.rows_of_step(step), self.rank, self.num_workers)
@@ -189,16 +232,6 @@ class Worker:
         rows = [None if index is None else self.rows[index] for index in mine]
         groups = [rows[start : start + size] for start in range(0, len(rows), size)]
         return [collate(group, self.settings.categories, self.device) for group in groups]
-
-    def _checkpoint(self, step: int) -> None:
-        with tempfile.TemporaryDirectory() as scratch:
-            save_checkpoint(self.engine, Path(scratch), step)
-            self._flush()
-            ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(scratch))
-        saved = ray.train.get_checkpoint()
-        assert saved is not None, "reporting a checkpoint makes it the newest"
-        self._emit("checkpoint.saved", "train", step=step, path="/".join(saved.path.split("/")[-2:]))
-        self._flush()
 
     def evaluate(self, when: str, step: int) -> None:
         """Measure the held-out loss and answer the prompts, before or after training.
@@ -238,13 +271,17 @@ class Worker:
         if self.rank == 0:
             self._events.emit(type, stage=stage, **data)
 
+    def _warn(self, kind: WarningKind, message: str) -> None:
+        if self.rank == 0:
+            self._events.emit("job.warning", stage="train", message=message, kind=kind)
+
     def _flush(self) -> None:
         if self.rank == 0:
             self._events.flush()
 
 
 class _Clock:
-    """Seconds a step and what follows from them, smoothed, checkpoints left out."""
+    """Seconds a step and what follows from them, smoothed; what happens between steps is left out."""
 
     def __init__(self, total_steps: int) -> None:
         self._total_steps = total_steps
@@ -252,18 +289,20 @@ class _Clock:
         self._last_s = 0.0
         self._since = time.monotonic()
 
-    def tick(self) -> None:
-        """A step has ended."""
-        now = time.monotonic()
-        self._last_s = now - self._since
-        self._since = now
-        self._mean_s = self._last_s if self._mean_s is None else 0.9 * self._mean_s + 0.1 * self._last_s
-
     def resume(self) -> None:
-        """What took place since the last step was no training."""
+        """A step begins."""
         self._since = time.monotonic()
 
-    def describe(self, step: int, tokens: int) -> dict[str, float]:
+    def elapsed_s(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self._since
+
+    def tick(self) -> None:
+        """It has ended."""
+        self._last_s = self.elapsed_s()
+        self._mean_s = self._last_s if self._mean_s is None else 0.9 * self._mean_s + 0.1 * self._last_s
+
+    def describe(self, step: int, tokens: float) -> dict[str, float]:
         """Metrics of the step that has just ended."""
         mean_s = self._mean_s or self._last_s
         return {

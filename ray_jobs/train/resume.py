@@ -7,17 +7,32 @@ is about to be read.
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 from fsspec.core import url_to_fs
 
-from ray_jobs.run_directory import local_directory
-from ray_jobs.train.checkpoint import MANIFEST_FILE, load_checkpoint, saved_step
+from ray_jobs.train.checkpoint import MANIFEST_FILE, TrainingState, damaged_shards, load_checkpoint, read_manifest
+from service.errors import CheckpointError
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """Where the workers go on.
+
+    Attributes:
+        state: of the checkpoint; of a run that begins where there is none.
+        url: the checkpoint's; None where there is none.
+        damaged: URLs of newer ones whose content is not what was written.
+    """
+
+    state: TrainingState
+    url: str | None
+    damaged: tuple[str, ...]
 
 
 def checkpoints_newest_first(url: str) -> list[str]:
@@ -31,42 +46,65 @@ def checkpoints_newest_first(url: str) -> list[str]:
     steps: dict[str, int] = {}
     for path in filesystem.find(root, maxdepth=3):
         directory, _, name = path.rpartition("/")
-        if name == MANIFEST_FILE and (step := saved_step(filesystem.unstrip_protocol(directory))) is not None:
-            steps[filesystem.unstrip_protocol(directory)] = step
+        if name == MANIFEST_FILE:
+            checkpoint = filesystem.unstrip_protocol(directory)
+            if (manifest := read_manifest(checkpoint)) is not None:
+                steps[checkpoint] = manifest.state.step
     return sorted(steps, key=lambda checkpoint: steps[checkpoint], reverse=True)
 
 
-def resume(engine: DeepSpeedEngine, url: str) -> int:
+def resume(engine: DeepSpeedEngine, url: str) -> Resumed:
     """Load the newest whole checkpoint; all workers must call, and all load the same one.
 
-    Worker 0 looks for all. A checkpoint that vanishes on any worker while it is read is passed over by every one.
+    Worker 0 looks for all. A checkpoint that is damaged, or vanishes on any worker while it is read, is passed over by
+    every one. Each worker reads an equal part of the shards to compare them with their hashes.
 
     Args:
-        engine: freshly built.
+        engine: freshly built; untouched where there is no checkpoint.
         url: as for `checkpoints_newest_first`.
-
-    Returns:
-        Optimiser steps done; 0 where there is no checkpoint, the engine being untouched then.
 
     Raises:
         FileNotFoundError: there were some, but all vanished; the group's next start looks anew.
-        CheckpointError: the newest one is another model's.
+        CheckpointError: the newest one is another model's, or the only ones are damaged.
     """
     found: list[Any] = [checkpoints_newest_first(url) if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(found)
+    damaged: list[str] = []
     for checkpoint in found[0]:
-        steps: list[int | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(steps, _load_unless_gone(engine, checkpoint))
-        if (step := steps[0]) is not None and None not in steps:
-            return step
+        verdicts = _everyone(_is_intact(checkpoint))
+        if False in verdicts:
+            damaged.append(checkpoint)
+        elif None not in verdicts:
+            states = _everyone(_load_unless_gone(engine, checkpoint))
+            if None not in states:
+                return Resumed(states[0], checkpoint, tuple(damaged))
+    if damaged:
+        raise CheckpointError(f"all checkpoints are damaged: {', '.join(damaged)}; delete them to begin anew")
     if found[0]:
         raise FileNotFoundError(f"{url}: every checkpoint vanished while it was read")
-    return 0
+    return Resumed(TrainingState(), None, ())
 
 
-def _load_unless_gone(engine: DeepSpeedEngine, url: str) -> int | None:
+def _everyone(mine: Any) -> list[Any]:
+    answers: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(answers, mine)
+    return answers
+
+
+def _is_intact(url: str) -> bool | None:
+    """Whether this worker's part of the shards is what was written; None when some are gone."""
+    manifest = read_manifest(url)
+    if manifest is None:
+        return None
+    names = sorted(manifest.shards)[dist.get_rank() :: dist.get_world_size()]
     try:
-        with local_directory(url) as directory:
-            return load_checkpoint(engine, Path(directory))
+        return not damaged_shards(url, manifest, names)
+    except FileNotFoundError:
+        return None
+
+
+def _load_unless_gone(engine: DeepSpeedEngine, url: str) -> TrainingState | None:
+    try:
+        return load_checkpoint(engine, url)
     except FileNotFoundError:
         return None

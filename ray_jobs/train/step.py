@@ -5,6 +5,7 @@ The loss of a micro-batch is divided by the counts of the GLOBAL batch, so they 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ray_jobs.train.batches import TrainBatch
-from ray_jobs.train.engine import all_reduce_sum
+from ray_jobs.train.engine import GradientNorms, all_reduce_sum, gradient_norms
 from ray_jobs.train.metrics import StepSums
 
 if TYPE_CHECKING:
@@ -26,12 +27,34 @@ class TakenStep:
     Attributes:
         sums: of the global batch.
         num_tokens: real tokens of the global batch.
-        gradient_norm: L2, dense and expert parts together, before clipping.
+        norms: of the gradient.
+        is_skipped: the gradient is not finite, so weights and optimiser are what they were.
     """
 
     sums: StepSums
     num_tokens: float
-    gradient_norm: float
+    norms: GradientNorms
+    is_skipped: bool
+
+    def describe(self, categories: Sequence[str], balance_loss_coefficient: float) -> dict[str, object]:
+        """The metrics of a `train.step` event that do not come from the clock.
+
+        Args:
+            categories: names, in the order of their indices.
+            balance_loss_coefficient: k.
+        """
+        return {
+            "gradient_norm": self.gradient_norm,
+            "gradient_norm_dense": self.norms.dense,
+            "gradient_norm_expert": self.norms.expert,
+            "is_skipped": self.is_skipped,
+            **self.sums.describe(categories, self.num_tokens, balance_loss_coefficient),
+        }
+
+    @property
+    def gradient_norm(self) -> float:
+        """L2, dense and expert parts together, before clipping."""
+        return math.hypot(self.norms.dense, self.norms.expert)
 
 
 def global_counts(batches: Sequence[TrainBatch], device: torch.device | str) -> tuple[float, float]:
@@ -64,7 +87,9 @@ def take_step(
     for batch in batches:
         loss, sums = engine(batch, trained, tokens)
         engine.backward(loss, scale_wrt_gas=False)
+        if engine.is_gradient_accumulation_boundary():
+            norms = gradient_norms(engine)
         engine.step()
         vector = vector + sums
     sums_of_all = StepSums.from_vector(all_reduce_sum(vector), num_categories, engine.module.model.config)
-    return TakenStep(sums_of_all, tokens, float(engine.get_global_grad_norm()))
+    return TakenStep(sums_of_all, tokens, norms, is_skipped=bool(engine.optimizer.overflow))

@@ -28,6 +28,7 @@ EventType = Literal[
     "rows.skipped",
     "train.started",
     "train.step",
+    "job.warning",
     "checkpoint.saved",
     "eval.held_out",
     "eval.samples",
@@ -48,9 +49,12 @@ class Event(BaseModel):
             `source`, `file`, `row`, `reason`, `excerpt`).
         train.started: `start_step`, `total_steps`, `workers` (of `rank`, `pid`, `node_id`).
         train.step: `step` (1-based), `total_steps`, `epoch`, `loss` (nats per trained token), `learning_rate`,
-            `gradient_norm`, `tokens_per_s`, `trained_tokens`, `tokens`, `balance_loss`, `balance_loss_floor`,
+            `gradient_norm` (and its parts `gradient_norm_dense`, `gradient_norm_expert`), `is_skipped` (the gradient is
+            not finite, and nothing was changed; what is not finite is null),
+            `tokens_per_s`, `trained_tokens`, `tokens`, `balance_loss`, `balance_loss_floor`,
             `balance_loss_per_layer`, `dropped_fraction` (of token copies, over all layers), `eta_s`, and others
             that readers may ignore.
+        job.warning: `kind` (`ray_jobs.train.guards.WarningKind`); the event's `message` says what; the job goes on.
         checkpoint.saved: `step`, `path` (below the run's `checkpoints/`; only the newest ones are kept).
         eval.held_out: `when` (before, after), `step`, `loss` (nats per trained token, by category).
         eval.samples: `when`, `step`, `samples` (of `prompt`, `completion`). Both evaluations may come twice, the same,

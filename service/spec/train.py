@@ -51,8 +51,16 @@ class TrainSpec(SpecModel):
     pass; gradients stay the same."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Arithmetic of the forward and backward pass; the optimiser's master weights are fp32 in both."""
+    max_skipped_steps: int = Field(default=3, ge=0)
+    """Optimiser steps in a row that may be skipped, for a NaN or infinite gradient, before the job fails."""
     checkpoint_every_steps: int = Field(default=50, ge=1)
-    """Optimiser steps between checkpoints; the last step always writes one."""
+    """Optimiser steps between checkpoints; the last step always writes one. One that is due while the one before is
+    still being written is left out."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Newest checkpoints that stay."""
+    checkpoint_timeout_s: float = Field(default=1800.0, gt=0)
+    """Seconds that a storage which fails or is slow may take for a checkpoint, beside the training, before the workers
+    start again from the last one."""
 
     @model_validator(mode="after")
     def _betas_in_range(self) -> TrainSpec:
@@ -68,12 +76,16 @@ class ParallelSpec(SpecModel):
     """Training processes: one a GPU, or one a CPU group where the cluster has no GPU."""
     expert_parallel_size: int = Field(default=1, ge=1)
     """Workers that share one set of experts; divides `num_workers` and the number of experts."""
+    min_workers: int | None = Field(default=None, ge=1)
+    """Fewest workers to go on with when the cluster has no room for all: then the most that divide the batch and that
+    `expert_parallel_size` divides take part, and each accumulates more rows. By default all are waited for."""
     accelerator: Literal["auto", "gpu", "cpu"] = "auto"
     """`auto` takes GPUs when the cluster has any."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
     """CPU cores that Ray reserves for a worker; also its compute threads on CPU, rounded down, at least 1."""
     max_worker_failures: int = Field(default=3, ge=0)
-    """Worker deaths that are answered by a restart from the last checkpoint before the job fails."""
+    """Failures of workers, nodes or the storage that are answered by a restart from the last checkpoint before the job
+    fails. What a restart cannot mend is never tried again: an invalid spec, bad data, a diverged loss."""
     placement_timeout_s: float = Field(default=1800.0, gt=0)
     """Seconds that the cluster may take to place all workers before the job fails."""
 
@@ -81,6 +93,8 @@ class ParallelSpec(SpecModel):
     def _experts_divide_workers(self) -> ParallelSpec:
         if self.num_workers % self.expert_parallel_size:
             raise conflict("expert_parallel_size", f"does not divide `num_workers` {self.num_workers}")
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise conflict("min_workers", f"is more than `num_workers` {self.num_workers}")
         return self
 
 

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from moe.hf import load_checkpoint, read_config
 from moe.model import HybridModel
-from ray_jobs.train.checkpoint import saved_step
+from ray_jobs.train.checkpoint import read_manifest
 from service.cli import app
 from service.errors import JobFailedError
 from service.spec.job import JobSpec
@@ -112,7 +112,9 @@ def test_saved_checkpoints_lie_where_their_events_say(system: System, undisturbe
     assert [data["step"] for data in saved] == [*range(20, last_step or 0, 20), last_step]
     checkpoints = Path(system.client.jobs.get(undisturbed).run_url) / "checkpoints"
     for data in saved[-2:]:
-        assert saved_step(checkpoints / str(data["path"])) == data["step"]
+        manifest = read_manifest(f"{checkpoints}/{data['path']}")
+        assert manifest is not None
+        assert manifest.state.step == manifest.state.updates == data["step"]
 
 
 def test_the_command_line_shows_what_the_service_knows(

@@ -71,7 +71,7 @@ def run_workers(work: Any, directory: Path) -> dict[str, Any]:
     start = time.monotonic()
     outcome: dict[str, Any] = {"error": None}
     try:
-        train(run, run.read_spec(), WorkerConfig(run.url, 1, "", "", ()))
+        train(run, run.read_spec(), WorkerConfig(run.url, 1, "", "", ()), print)
     except SleddogError as error:
         outcome = {"error": error.code, "field": error.field, "message": error.message}
     return outcome | {"seconds": time.monotonic() - start, "starts": len((directory / "starts").read_text())}

@@ -2,6 +2,7 @@
 
     parallel_run.py OUT EXPERT_PARALLEL STEPS [--batch-rows N] [--precision bf16] [--freeze] [--gradients]
                     [--normalise-per-worker]
+                    [--break-step STEP]
 
 Resumes from the newest checkpoint below OUT. Leaves in OUT: a checkpoint after every second step, weights, with
 `--gradients` those of the last step, and `result-<rank>.json` with losses, norms and weight hashes.
@@ -31,7 +32,7 @@ from moe.model import HybridModel
 from ray_jobs.data.packed_rows import PackedRow
 from ray_jobs.train import step as step_module
 from ray_jobs.train.batches import RowOrder, TrainBatch, collate, share_of_worker
-from ray_jobs.train.checkpoint import save_checkpoint
+from ray_jobs.train.checkpoint_writer import CheckpointWriter
 from ray_jobs.train.engine import TrainingStep, build_engine, expert_parallel_group
 from ray_jobs.train.resume import resume
 from service.spec.job import JobSpec
@@ -46,6 +47,7 @@ CONFIG = MoEConfig(
     num_experts=4,
 )
 NUM_ROWS = 14
+STEPS_KEPT = 10
 LEARNING_RATE, ADAM_EPS, CLIP_NORM = 1e-2, 1e-2, 0.2
 
 
@@ -118,6 +120,10 @@ def normalise_per_worker() -> None:
     step_module.global_counts = local_counts
 
 
+def _spoil(_module: Any, _arguments: Any, outputs: tuple[torch.Tensor, Any]) -> tuple[torch.Tensor, Any]:
+    return outputs[0] * (math.inf if dist.get_rank() == 0 else 1.0), outputs[1]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
@@ -128,6 +134,7 @@ def main() -> None:
     parser.add_argument("--freeze", action="store_true")
     parser.add_argument("--gradients", action="store_true")
     parser.add_argument("--normalise-per-worker", action="store_true", help="the mutation that a parity test must see")
+    parser.add_argument("--break-step", type=int, help="at which worker 0's activations become infinite")
     options = parser.parse_args()
     os.environ["DS_ACCELERATOR"] = "cpu"
     torch.set_num_threads(1)
@@ -144,23 +151,35 @@ def main() -> None:
     engine = build_engine(TrainingStep(model, 0.01, 1), job_spec(options, num_workers))
     epochs = max(2, math.ceil(options.steps * options.batch_rows / NUM_ROWS))
     rows, order = packed_rows(), RowOrder(NUM_ROWS, epochs, options.batch_rows, seed=3)
-    start = resume(engine, str(options.out / "checkpoints"))
+    url = str(options.out / "checkpoints")
+    state = resume(engine, url).state
+    start = state.step
+    writer = CheckpointWriter(engine, url, attempt=1, num_kept=STEPS_KEPT, timeout_s=60)
     losses, norms, balances, gradients = [], [], [], {}
+    norms_by_deepspeed, skipped, saved = [], [], []
     for step in range(start, options.steps):
         mine = share_of_worker(order.rows_of_step(step), rank, num_workers)
         batches = [collate([None if index is None else rows[index]], ["c"], "cpu") for index in mine]
         if copy is not None:
             keep_gradients(engine, gradients)
             torch.save(list(gradients_apart(copy, batches)), options.out / "gradients-apart.pt")
+        handle = None
+        if step == options.break_step:
+            handle = engine.module.model.layers[0].register_forward_hook(_spoil)
         taken = step_module.take_step(engine, batches, LEARNING_RATE, 1)
-        described = taken.sums.describe(["c"], taken.num_tokens, 0.01)
+        if handle is not None:
+            handle.remove()
+        described = taken.describe(["c"], 0.01)
         losses.append(described["loss"])
         balances.append(described["balance_loss"])
         norms.append(taken.gradient_norm)
+        norms_by_deepspeed.append(float(engine.get_global_grad_norm()))
+        skipped.append(taken.is_skipped)
+        state = state.after(skipped=taken.is_skipped)
         if (step + 1) % 2 == 0:
-            directory = options.out / "checkpoints" / "attempt-1" / f"checkpoint-{step + 1}"
-            directory.mkdir(parents=True, exist_ok=True)
-            save_checkpoint(engine, directory, step + 1)
+            assert writer.begin(state)
+            saved.append(writer.finish().saved[0])  # type: ignore[index]
+    writer.close()
     frozen_experts = all(
         torch.equal(tensor.float(), experts_before[key].to(tensor.dtype).float())
         for key, tensor in checkpoint_slices(model)
@@ -170,6 +189,10 @@ def main() -> None:
         "start": start,
         "losses": losses,
         "norms": norms,
+        "norms_by_deepspeed": norms_by_deepspeed,
+        "skipped": skipped,
+        "saved": saved,
+        "updates": state.updates,
         "balances": balances,
         "hash": weight_hash(model),
         "experts_unchanged": frozen_experts,

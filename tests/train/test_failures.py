@@ -10,45 +10,57 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from ray_jobs.train.failures import EndRunOnKnownError, cause_of, placement_tries
-from service.errors import CheckpointError, NonFiniteLossError
-from service.spec.train import ParallelSpec
+from ray_jobs.train.failures import can_restart, cause_of
+from ray_jobs.train.placement import worker_counts
+from service.errors import CheckpointError, InvalidSpecError, NonFiniteLossError, StorageError, WorkerLostError
+from service.spec.job import JobSpec
 
 SCRIPT = "tests.train.driver_run"
 ROOT = Path(__file__).parents[2]
 
 
 def test_the_cause_of_an_ended_run_is_found() -> None:
-    spec = ParallelSpec(num_workers=2)
     torn = CheckpointError("torn", "model.base")
-    assert cause_of(ControllerError(torn), spec) is torn
-    assert cause_of(WorkerGroupError("", {0: RuntimeError("connection closed"), 1: torn}), spec) is torn
-    assert cause_of(WorkerGroupError("", {0: RuntimeError("connection closed")}), spec).code == "worker_lost"
-    timeout = cause_of(ControllerError(WorkerGroupStartupTimeoutError(2)), spec)
-    assert (timeout.code, timeout.field) == ("placement_timeout", "parallel.num_workers")
-    assert cause_of(ControllerError(WorkerGroupStartupFailedError("died")), spec).code == "worker_lost"
+    assert cause_of(ControllerError(torn)) is torn
+    assert cause_of(WorkerGroupError("", {0: RuntimeError("connection closed"), 1: torn})) is torn
+    assert cause_of(WorkerGroupError("", {0: StorageError("full"), 1: torn})) is torn, "what cannot be mended counts"
+    lost = cause_of(WorkerGroupError("", {3: RuntimeError("connection closed")}))
+    assert lost.code == "worker_lost"
+    assert "ranks: 3" in lost.message
+    assert cause_of(ControllerError(WorkerGroupStartupFailedError("died"))).code == "worker_lost"
 
 
-def test_only_errors_of_our_own_end_the_run() -> None:
-    callback = EndRunOnKnownError()
-    callback.after_exception(None, {0: RuntimeError("out of memory"), 1: ValueError("?")})
-    with pytest.raises(NonFiniteLossError, match="step 3"):
-        callback.after_exception(None, {0: RuntimeError("connection closed"), 1: NonFiniteLossError("step 3")})
+def test_only_the_infrastructure_is_given_another_chance() -> None:
+    mended = [StorageError("full"), WorkerLostError("died")]
+    final = [NonFiniteLossError("step 3"), CheckpointError("torn"), InvalidSpecError("no")]
+    assert [can_restart(error) for error in (*mended, *final)] == [True, True, False, False, False]
 
 
 @pytest.mark.parametrize(
-    ("timeout_s", "deaths", "tries"), [(1800, 3, 30), (1801, 3, 31), (60, 3, 4), (60, 0, 1), (10, 0, 1), (1, 1, 2)]
+    ("workers", "fewest", "experts", "batch", "micro", "counts"),
+    [
+        (8, None, 2, 16, 1, [8]),
+        (8, 1, 1, 16, 1, [8, 4, 2, 1]),
+        (8, 1, 2, 16, 1, [8, 4, 2]),
+        (6, 2, 1, 12, 2, [6, 3, 2]),
+        (8, 3, 1, 16, 1, [8, 4]),
+    ],
 )
-def test_the_tries_to_place_a_group_last_as_long_as_the_spec_allows(timeout_s: float, deaths: int, tries: int) -> None:
-    spec = ParallelSpec(placement_timeout_s=timeout_s, max_worker_failures=deaths)
-    number, try_s = placement_tries(spec)
-    assert number == tries
-    assert number * try_s == pytest.approx(timeout_s)
-    assert try_s <= 60
-    assert number > deaths, "a worker that dies while its group starts is not held against the cluster"
+def test_fewer_workers_share_the_batch_and_the_experts_evenly(
+    job_document: dict[str, Any],
+    workers: int,
+    fewest: int | None,
+    experts: int,
+    batch: int,
+    micro: int,
+    counts: list[int],
+) -> None:
+    job_document["parallel"] = {"num_workers": workers, "min_workers": fewest, "expert_parallel_size": experts}
+    job_document["train"] |= {"global_batch_rows": batch, "micro_batch_rows": micro}
+    assert worker_counts(JobSpec.model_validate(job_document)) == counts
 
 
 def drive(case: str, directory: Path, document: dict[str, Any]) -> Any:

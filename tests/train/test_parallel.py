@@ -86,10 +86,28 @@ def test_the_comparison_notices_a_loss_normalised_per_worker(
         assert_same_run(mutated, alone[1])
 
 
-def leave_checkpoint(out: Path, step: int, target: Path) -> None:
-    """A run directory as it was when the step's checkpoint was the newest."""
-    checkpoint = Path("checkpoints") / "attempt-1" / f"checkpoint-{step}"
-    shutil.copytree(out / checkpoint, target / checkpoint)
+def leave_checkpoint(out: Path, step: int, target: Path) -> Path:
+    """A run directory as it was when the step's checkpoint was the newest; returns the checkpoint."""
+    [checkpoint] = (out / "checkpoints" / "attempt-1").glob(f"{step:08d}-*")
+    return Path(shutil.copytree(checkpoint, target / "checkpoints" / "attempt-1" / checkpoint.name))
+
+
+def test_the_norms_of_dense_and_expert_parts_make_the_one_that_clips(
+    alone: tuple[Path, dict[str, Any]], spread: tuple[Path, list[dict[str, Any]]]
+) -> None:
+    for result in (alone[1], *spread[1]):
+        assert result["norms"] == pytest.approx(result["norms_by_deepspeed"], rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_with_an_infinite_gradient_on_one_worker_changes_nothing_anywhere(
+    precision: str, tmp_path: Path
+) -> None:
+    results = launch(tmp_path, 2, 2, "--precision", precision, "--break-step", "2", steps=3)
+    assert [result["skipped"] for result in results] == [[False, False, True]] * 2
+    assert [result["updates"] for result in results] == [2, 2]
+    undisturbed = launch(tmp_path / "shorter", 2, 2, "--precision", precision, steps=2)
+    assert [result["hash"] for result in results] == [result["hash"] for result in undisturbed]
 
 
 @pytest.mark.parametrize("step", [6, 2])
@@ -107,6 +125,21 @@ def test_resuming_is_bitwise_in_bf16(tmp_path: Path) -> None:
     undisturbed = launch(tmp_path / "undisturbed", 2, 2, "--precision", "bf16")
     leave_checkpoint(tmp_path / "undisturbed", 2, tmp_path / "resumed")
     resumed = launch(tmp_path / "resumed", 2, 2, "--precision", "bf16")
+    assert [result["start"] for result in resumed] == [2, 2]
+    assert [result["hash"] for result in resumed] == [result["hash"] for result in undisturbed]
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    spread: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    out, undisturbed = spread
+    for step in (2, 4):
+        newest = leave_checkpoint(out, step, tmp_path)
+    shard = newest / "shard-00001.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    resumed = launch(tmp_path, 2, 2)
     assert [result["start"] for result in resumed] == [2, 2]
     assert [result["hash"] for result in resumed] == [result["hash"] for result in undisturbed]
 

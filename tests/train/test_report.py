@@ -35,6 +35,7 @@ class Story:
 
     def step(self, second: float, attempt: int, step: int, loss: float) -> None:
         data = {"step": step, "total_steps": 3, "loss": loss, "learning_rate": step / 10, "epoch": step / 3}
+        data["is_skipped"] = False
         balance = {"balance_loss": 0.04, "balance_loss_floor": 0.04, "balance_loss_per_layer": [0.01] * 4}
         self.tell(second, attempt, "train.step", "train", step_s=2.0, tokens=100, **data, **balance)
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,18 +14,27 @@ import torch.distributed as dist
 from torch import nn
 
 import ray_jobs.train.resume
-from ray_jobs.train.checkpoint import MANIFEST_FILE, load_checkpoint, saved_step
+from ray_jobs.train.checkpoint import MANIFEST_FILE, Manifest, TrainingState, load_checkpoint, read_manifest
 from ray_jobs.train.resume import checkpoints_newest_first, resume
+from service.errors import CheckpointError
 
 
 def write_checkpoint(directory: Path, step: int) -> Path:
     """Whole, by its manifest; of a model without trained parameters."""
     directory.mkdir(parents=True)
-    sizes = {f"shard-{rank:05d}.safetensors": 3 + rank for rank in range(2)}
-    for name, size in sizes.items():
-        (directory / name).write_bytes(bytes(size))
-    (directory / MANIFEST_FILE).write_text(json.dumps({"step": step, "shards": sizes, "parameters": {}}))
+    shards = {}
+    for rank in range(2):
+        content, name = bytes(3 + rank), f"shard-{rank:05d}.safetensors"
+        (directory / name).write_bytes(content)
+        shards[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    manifest = Manifest(TrainingState(step, updates=step - 1), shards, {})
+    (directory / MANIFEST_FILE).write_text(json.dumps(asdict(manifest)))
     return directory
+
+
+def saved_step(directory: Path) -> int | None:
+    manifest = read_manifest(str(directory))
+    return None if manifest is None else manifest.state.step
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "run [a*]?"])
@@ -65,7 +76,8 @@ def test_the_step_counter_lies_beside_the_weights(tmp_path: Path) -> None:
     module = nn.Module()
     module.model = SimpleNamespace(parallel=None)  # type: ignore[assignment]
     engine: Any = SimpleNamespace(optimizer=optimizer, module=module)
-    assert load_checkpoint(engine, write_checkpoint(tmp_path / "checkpoint", 6)) == 6
+    assert load_checkpoint(engine, str(write_checkpoint(tmp_path / "checkpoint", 6))) == TrainingState(6, updates=5)
+    assert adam.state[partition]["step"].shape == ()
     assert {value.device.type for value in adam.state[partition].values()} == {"meta"}
 
 
@@ -74,22 +86,26 @@ def _resume(rank: int, directory: str, gone_everywhere: bool) -> None:
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
     loaded = []
 
-    def load(_engine: object, path: Path) -> int:
-        step = saved_step(path)
-        assert step is not None
+    def load(_engine: object, url: str) -> TrainingState:
+        manifest = read_manifest(url)
+        assert manifest is not None
+        step = manifest.state.step
         if gone_everywhere or (rank == 1 and step == 100):
-            raise FileNotFoundError(path)
+            raise FileNotFoundError(url)
         loaded.append(step)
-        return step
+        return manifest.state
 
     ray_jobs.train.resume.load_checkpoint = load
     if rank == 1:  # only worker 0 looks
         ray_jobs.train.resume.checkpoints_newest_first = lambda _url: []
     engine: Any = None
     try:
-        outcome: Any = resume(engine, f"{directory}/checkpoints")
+        found = resume(engine, f"{directory}/checkpoints")
+        outcome: Any = [found.state.step, [Path(url).name for url in found.damaged]]
     except FileNotFoundError:
         outcome = "gone"
+    except CheckpointError as error:
+        outcome = str(error)
     Path(f"{directory}/outcome-{rank}").write_text(json.dumps([outcome, loaded]))
     dist.destroy_process_group()
 
@@ -102,7 +118,7 @@ def resumed(directory: Path, *, gone_everywhere: bool = False) -> list[Any]:
 def test_all_workers_pass_over_a_checkpoint_that_vanishes_on_one(tmp_path: Path) -> None:
     for step in (20, 100, 40):
         write_checkpoint(tmp_path / "checkpoints" / "attempt-1" / f"checkpoint-{step}", step)
-    assert resumed(tmp_path) == [[40, [100, 40]], [40, [40]]]
+    assert resumed(tmp_path) == [[[40, []], [100, 40]], [[40, []], [40]]]
 
 
 def test_an_engine_left_half_restored_is_not_trained_from_the_start(tmp_path: Path) -> None:
@@ -111,4 +127,18 @@ def test_an_engine_left_half_restored_is_not_trained_from_the_start(tmp_path: Pa
 
 
 def test_without_a_checkpoint_training_starts_at_the_beginning(tmp_path: Path) -> None:
-    assert resumed(tmp_path) == [[0, []], [0, []]]
+    assert resumed(tmp_path) == [[[0, []], []], [[0, []], []]]
+
+
+def test_what_is_not_what_was_written_is_passed_over_by_all_and_named(tmp_path: Path) -> None:
+    attempt = tmp_path / "checkpoints" / "attempt-1"
+    for step in (20, 40):
+        write_checkpoint(attempt / f"checkpoint-{step}", step)
+    damage = attempt / "checkpoint-40" / "shard-00001.safetensors"
+    damage.write_bytes(b"1234")  # of the same size
+    assert resumed(tmp_path) == [[[20, ["checkpoint-40"]], [20]]] * 2
+    shutil.rmtree(attempt / "checkpoint-20")
+    (tmp_path / "store").unlink(missing_ok=True)
+    [[outcome, loaded], other] = resumed(tmp_path)
+    assert "checkpoint-40; delete them" in outcome
+    assert (loaded, other) == ([], [outcome, []])

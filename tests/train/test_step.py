@@ -34,7 +34,10 @@ class PlainEngine:
 
     def __init__(self, step: TrainingStep) -> None:
         self.module, self.device = step, torch.device("cpu")
-        self.optimizer = SimpleNamespace(param_groups=[{"lr": 0.0}, {"lr": 0.0}])
+        groups = [{"name": "matrices", "lr": 0.0}, {"name": "experts", "lr": 0.0}]
+        self.optimizer = SimpleNamespace(
+            param_groups=groups, optimizer=SimpleNamespace(param_groups=groups), overflow=False
+        )
         self.rates: list[list[float]] = []
 
     def __call__(self, batch: TrainBatch, trained: float, tokens: float) -> Any:
@@ -44,11 +47,15 @@ class PlainEngine:
         assert not scale_wrt_gas, "the loss is divided by the global batch already"
         loss.backward()
 
+    def is_gradient_accumulation_boundary(self) -> bool:
+        parts: dict[int, list[Tensor]] = {0: [], 1: []}
+        for name, parameter in self.module.named_parameters():
+            parts[int(".experts." in name)].append(parameter.grad)  # type: ignore[arg-type]
+        self.optimizer.averaged_gradients = parts
+        return True
+
     def step(self) -> None:
         self.rates.append([group["lr"] for group in self.optimizer.param_groups])
-
-    def get_global_grad_norm(self) -> Tensor:
-        return torch.stack([parameter.grad.norm() for parameter in self.module.parameters()]).norm()
 
 
 def rows() -> list[PackedRow]:
@@ -90,6 +97,8 @@ def test_gradients_are_those_of_the_mean_over_the_global_batch() -> None:
     model = tiny_model()
     naive_loss(model).backward()
     norm = torch.stack([parameter.grad.norm() for parameter in model.parameters()]).norm()
+    experts = [parameter.grad.norm() for name, parameter in model.named_parameters() if ".experts." in name]
+    assert taken.norms.expert == pytest.approx(float(torch.stack(experts).norm()), rel=3 * RELATIVE_TOLERANCE)
     assert taken.gradient_norm == pytest.approx(float(norm), rel=3 * RELATIVE_TOLERANCE)
     for (name, parameter), (_, actual) in zip(
         model.named_parameters(), engine.module.model.named_parameters(), strict=True

@@ -1,0 +1,116 @@
+"""What a run watches itself for while it trains, and warns of.
+
+A gradient that is NaN or infinite changes nothing, neither weights nor moments: the step is skipped (by DeepSpeed's own
+check of each gradient). A single one may come of a single row; several in a row do not pass by themselves, and end the
+run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal
+
+from ray_jobs.train.checkpoint import TrainingState
+from service.errors import NonFiniteLossError
+from service.spec.train import TrainSpec
+
+WarningKind = Literal[
+    "step_skipped",
+    "loss_spike",
+    "dead_experts",
+    "checkpoint_delayed",
+    "checkpoint_left_out",
+    "checkpoint_damaged",
+    "workers_restarted",
+]
+_LEVEL_STEPS = 10
+"""A loss is compared with the median of so many before it; there is no warning until there are as many."""
+_CHANGE_STEPS = 50
+"""How much losses vary is judged by so many changes from step to step, which a trend hardly enters."""
+_SPIKE_DEVIATIONS = 8.0
+_SPIKE_RATIO = 1.2
+"""A spike lies both so many deviations and so many times above the level: losses late in a run hardly vary."""
+_DEAD_STEPS = 20
+"""An expert is dead when so many global batches in a row have sent it nothing."""
+
+
+@dataclass(frozen=True)
+class TrainingWarning:
+    """Something that a user would want to look at; the run goes on.
+
+    Attributes:
+        kind: for programs.
+        message: for people.
+    """
+
+    kind: WarningKind
+    message: str
+
+
+def require_progress(state: TrainingState, spec: TrainSpec) -> None:
+    """Check that not too many steps in a row were skipped.
+
+    Raises:
+        NonFiniteLossError: they were.
+    """
+    if state.skipped_in_a_row > spec.max_skipped_steps:
+        raise NonFiniteLossError(
+            f"step {state.step}: a NaN or infinite gradient, {state.skipped_in_a_row} steps in a row; try a lower "
+            "learning rate, or look for what is wrong with the rows of these steps",
+            "train.learning_rate",
+        )
+
+
+class Guards:
+    """Judges one step after the other, from the metrics of global batches."""
+
+    def __init__(self) -> None:
+        self._losses: deque[float] = deque(maxlen=_LEVEL_STEPS)
+        self._changes: deque[float] = deque(maxlen=_CHANGE_STEPS)
+        self._idle_steps: list[list[int]] = []
+
+    def check(self, step: int, loss: float, copies_LE: Sequence[Sequence[float]]) -> list[TrainingWarning]:
+        """Warnings of one step that was taken.
+
+        Args:
+            step: 1-based.
+            loss: nats per trained token.
+            copies_LE: token copies by layer and expert.
+        """
+        return self._check_loss(step, loss) + self._check_experts(step, copies_LE)
+
+    def _check_loss(self, step: int, loss: float) -> list[TrainingWarning]:
+        if not math.isfinite(loss):
+            return []
+        warnings = []
+        if len(self._losses) == _LEVEL_STEPS:
+            level = median(self._losses)
+            # of a normal distribution 1.4826 median absolute deviations are one standard deviation
+            deviation = 1.4826 * median(self._changes)
+            if loss > max(level + _SPIKE_DEVIATIONS * deviation, _SPIKE_RATIO * level):
+                message = f"step {step}: the loss {loss:.4g} stands out from {level:.4g}, the median of the last steps"
+                warnings.append(TrainingWarning("loss_spike", message))
+        if self._losses:
+            self._changes.append(abs(loss - self._losses[-1]))
+        self._losses.append(loss)
+        return warnings
+
+    def _check_experts(self, step: int, copies_LE: Sequence[Sequence[float]]) -> list[TrainingWarning]:
+        """Told once, when it is known; again only after the expert had a token."""
+        if not self._idle_steps:
+            self._idle_steps = [[0] * len(copies_E) for copies_E in copies_LE]
+        warnings = []
+        for layer, copies_E in enumerate(copies_LE):
+            idle_E = self._idle_steps[layer]
+            for expert, copies in enumerate(copies_E):
+                idle_E[expert] = 0 if copies else idle_E[expert] + 1
+            dead = [expert for expert, steps in enumerate(idle_E) if steps == _DEAD_STEPS]
+            if dead:
+                names = ", ".join(map(str, dead))
+                message = f"step {step}: layer {layer}: no token came to expert {names} in the last {_DEAD_STEPS} steps"
+                warnings.append(TrainingWarning("dead_experts", message))
+        return warnings

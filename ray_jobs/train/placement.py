@@ -1,0 +1,73 @@
+"""Room for the training workers: how many may take part, and for how many the cluster has room.
+
+The global batch is the same on any number of workers: each accumulates as many rows as it takes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from service.errors import PlacementError
+from service.spec.job import JobSpec
+
+_PATIENCE_S = 60.0
+"""How long all workers are waited for before fewer of them begin: a node that restarts is back by then."""
+_TRY_S = 5.0
+"""Room that is there is given within a second or two."""
+
+
+def worker_counts(spec: JobSpec) -> list[int]:
+    """Numbers of workers that the run may have, the largest first."""
+    parallel, train = spec.parallel, spec.train
+    return [
+        count
+        for count in range(parallel.num_workers, (parallel.min_workers or parallel.num_workers) - 1, -1)
+        if count % parallel.expert_parallel_size == 0
+        and train.global_batch_rows % (count * train.micro_batch_rows) == 0
+    ]
+
+
+def await_room(spec: JobSpec, resources: dict[str, float], patience_s: float = _PATIENCE_S) -> int:
+    """Wait until all workers have room at once, or fewer where the spec allows it: Ray Train would wait for ever.
+
+    Args:
+        spec: the job's.
+        resources: of each worker.
+        patience_s: how long to wait for all.
+
+    Returns:
+        How many there is room for.
+
+    Raises:
+        PlacementError: not even the fewest found room in time.
+    """
+    counts = worker_counts(spec)
+    deadline = time.monotonic() + spec.parallel.placement_timeout_s
+    if len(counts) > 1 and _has_room(counts[0], resources, min(patience_s, spec.parallel.placement_timeout_s)):
+        return counts[0]
+    while (left_s := deadline - time.monotonic()) > 0:
+        if (count := _largest_with_room(counts, resources, left_s)) is not None:
+            return count
+    raise PlacementError(
+        f"{counts[-1]} workers with {resources} each did not fit the cluster within "
+        f"{spec.parallel.placement_timeout_s:.0f} s; it has {ray.cluster_resources()}",
+        "parallel.num_workers",
+    )
+
+
+def _largest_with_room(counts: Sequence[int], resources: dict[str, float], timeout_s: float) -> int | None:
+    try_s = timeout_s if len(counts) == 1 else min(timeout_s, _TRY_S)
+    return next((count for count in counts if _has_room(count, resources, try_s)), None)
+
+
+def _has_room(count: int, resources: dict[str, float], timeout_s: float) -> bool:
+    """Reserve the room and give it back at once."""
+    group = placement_group([resources] * count)
+    try:
+        return bool(group.wait(timeout_s))
+    finally:
+        remove_placement_group(group)
