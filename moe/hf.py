@@ -75,7 +75,7 @@ def load_checkpoint(model: HybridModel, directory: Path) -> None:
             tensor and its file.
     """
     with TensorFiles(directory) as stored:
-        if unknown := stored.keys - _all_keys(model):
+        if unknown := stored.keys - all_keys(model):
             raise ValueError(f"{directory}: unknown tensor {min(unknown)}")
         for key, tensor in checkpoint_slices(model):
             _copy(stored.get(key), tensor, f"{stored.file_of(key)}: {key}")
@@ -131,7 +131,8 @@ class TensorFiles:
         return tensor
 
 
-def _all_keys(model: HybridModel) -> set[str]:
+def all_keys(model: HybridModel) -> set[str]:
+    """Published keys of the whole model, the experts of other processes included."""
     keys = {key for key, _ in checkpoint_slices(model)}
     for key in list(keys):
         prefix, separator, rest = key.partition(".experts.")

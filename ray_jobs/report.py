@@ -13,7 +13,7 @@ from fsspec.core import url_to_fs
 from moe.config import MoEConfig
 from ray_jobs.data.prepare import PreparedData
 from ray_jobs.run_directory import RunDirectory
-from ray_jobs.train.export import EXPORT_FILE
+from ray_jobs.train.export import committed_export
 from ray_jobs.train.loop import HELD_OUT_FILE, SAMPLES_FILE
 from ray_jobs.train.schedule import num_warmup_steps
 from service.spec.event import EVENTS_DIRECTORY, STAGES, Event
@@ -54,7 +54,7 @@ def build_report(run: RunDirectory, spec: JobSpec, prepared: PreparedData, confi
         "train": _training(events, spec),
         "held_out": held_out,
         "samples": _samples(run),
-        "export": run.read_json(EXPORT_FILE),
+        "export": committed_export(run),
     }
 
 
@@ -84,23 +84,26 @@ def _training(events: list[Event], spec: JobSpec) -> dict[str, Any]:
     taken = [event.data for event in events if event.type == "train.step"]
     steps: dict[int, dict[str, Any]] = {int(data["step"]): data for data in taken}  # type: ignore[arg-type]
     starts = [event for event in events if event.type == "train.started"]
+    workers: list[dict[str, Any]] = starts[-1].data["workers"]  # type: ignore[assignment]
     ordered = [steps[number] for number in sorted(steps)]
     last = ordered[-1]
     updates = [data for data in ordered if not data["is_skipped"]]
     total_steps = int(last["total_steps"])
-    seconds = sum(data["step_s"] for data in ordered)
+    seconds, tokens = (sum(data[name] for data in ordered) for name in ("step_s", "tokens"))
     return {
         "steps": len(steps),
         "planned_steps": total_steps,
         "steps_skipped": len(ordered) - len(updates),
         "steps_taken_twice": len(taken) - len(steps),
         "restarts": len(starts) - 1,
+        "nodes": len({worker["node_id"] for worker in workers}),
+        "tokens": tokens,
         "epochs": last["epoch"],
         "warmup_steps": num_warmup_steps(total_steps, spec.train),
         "learning_rate": spec.train.learning_rate,
         "schedule": spec.train.schedule,
         "global_batch_rows": spec.train.global_batch_rows,
-        "tokens_per_s": sum(data["tokens"] for data in ordered) / seconds,
+        "tokens_per_s": tokens / seconds,
         "duration_s": seconds,
         "balance_loss": updates[-1]["balance_loss"],
         "balance_loss_floor": updates[-1]["balance_loss_floor"],

@@ -4,15 +4,15 @@
                     events/*.jsonl       immutable numbered segments (`service.spec.event`)
                     checkpoints/         Ray Train's storage, a folder an attempt
                     evals/*.json         held-out loss and samples, before and after
-                    exports/             Hugging Face checkpoints, a folder a try
-                    export.json          which of them is whole and verified; none is before it says so
+                    exports/<try>/       a Hugging Face checkpoint
+                    exports/<try>.json   says that it is whole and verified; none is before
                     report.json          the outcome
     <root>/prepared/<hash>/              prepared data, shared by all jobs of this root
 
 Files appear whole or not at all: written beside their place, then moved; on object stores a put is atomic by itself.
 
 Two attempts can overlap for a while, so nothing that one has written is overwritten by an earlier one. Checkpoints and
-exports have folders of their own, and `export.json` gives way to no lower attempt. Evaluations need no such rule: all
+exports have folders of their own, and of the exports the highest attempt's counts. Evaluations need no such rule: all
 attempts would write the same.
 """
 
@@ -25,7 +25,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -177,12 +177,20 @@ class EventWriter:
 
 
 @contextmanager
-def local_directory(url: str) -> Iterator[Path]:
-    """A directory as local files: the directory itself where it is local, else a copy that lives for the block."""
+def local_directory(url: str, names: Collection[str] | None = None) -> Iterator[Path]:
+    """A directory as local files: the directory itself where it is local, else a copy that lives for the block.
+
+    Args:
+        url: of the directory.
+        names: files to copy; by default all.
+    """
     filesystem, path = url_to_fs(url)
     if isinstance(filesystem, LocalFileSystem):
         yield Path(path)
         return
     with tempfile.TemporaryDirectory() as scratch:
-        filesystem.get(path.rstrip("/") + "/", scratch + "/", recursive=True)
+        if names is None:
+            filesystem.get(path.rstrip("/") + "/", scratch + "/", recursive=True)
+        for name in names or ():
+            filesystem.get_file(f"{path}/{name}", f"{scratch}/{name}")
         yield Path(scratch)

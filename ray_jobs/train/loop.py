@@ -2,8 +2,8 @@
 
 Evaluation and export run in the same processes as the training, because only there do all experts of a model that fits
 no single machine exist at once. Each part notices when an earlier start has already done it: training by the newest
-checkpoint, an evaluation by its files, the export by `export.json`. A run directory holds one job, so what was done for
-the same step is the same.
+checkpoint, an evaluation by its files, the export by the file that commits it. A run directory holds one job, so what
+was done for the same step is the same.
 """
 
 from __future__ import annotations

@@ -7,15 +7,17 @@ from typing import Any
 import pytest
 
 from moe.config import PRESETS
+from moe.hf import INDEX_FILE
 from ray_jobs.data.prepare import PreparedData
 from ray_jobs.report import build_report
 from ray_jobs.run_directory import RunDirectory, write_file
-from ray_jobs.train.export import EXPORT_FILE
+from ray_jobs.train.export import commit_export
 from ray_jobs.train.loop import HELD_OUT_FILE, SAMPLES_FILE
 from service.spec.event import EVENTS_DIRECTORY, Event, EventType, segment_name
 from service.spec.job import JobSpec
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
+WORKERS = [{"rank": rank, "pid": 1, "node_id": node} for rank, node in enumerate("aab")]
 
 
 class Story:
@@ -46,7 +48,8 @@ def run(tmp_path: Path, request: pytest.FixtureRequest) -> RunDirectory:
     for when, loss in (("before", 4.0), ("after", 3.0)):
         run.write_json(HELD_OUT_FILE.format(when=when), {"step": 0, "loss": {"math": loss}})
         run.write_json(SAMPLES_FILE.format(when=when), {"step": 0, "samples": [{"prompt": "?", "completion": when}]})
-    run.write_json(EXPORT_FILE, {"path": run.join("exports", "attempt-2-x"), "attempt": 2, "step": 3})
+    write_file(run.join("exports", "attempt-2-f", INDEX_FILE), b"{}")
+    commit_export(run, {"path": run.join("exports", "attempt-2-f"), "attempt": 2, "step": 3})
     return run
 
 
@@ -61,20 +64,20 @@ def test_two_attempts_make_one_report(run: RunDirectory, job_document: dict[str,
     story.tell(0, 1, "stage.started", "prepare")
     story.finish(10, 1, "prepare", reused=False, rows=7)
     story.tell(10, 1, "stage.started", "train")
-    story.tell(15, 1, "train.started", "train")
+    story.tell(15, 1, "train.started", "train", workers=WORKERS)
     story.step(20, 1, 1, 4.0)
     story.step(22, 1, 2, 3.9)
     story.tell(50, 2, "stage.started", "prepare")
     story.finish(51, 2, "prepare", reused=True)
     story.tell(51, 2, "stage.started", "train")
-    story.tell(60, 2, "train.started", "train")
+    story.tell(60, 2, "train.started", "train", workers=WORKERS)
     story.step(62, 2, 2, 3.8)
     story.step(64, 2, 3, 3.7)
     story.finish(65, 2, "train", reused=False)
     story.tell(65, 2, "stage.started", "evaluate")
     story.finish(70, 2, "evaluate", reused=False)
     story.tell(70, 2, "stage.started", "export")
-    story.tell(100, 2, "train.started", "train")
+    story.tell(100, 2, "train.started", "train", workers=WORKERS)
     story.finish(101, 2, "train", reused=True)
     story.tell(101, 2, "stage.started", "evaluate")
     story.finish(102, 2, "evaluate", reused=True)
@@ -91,8 +94,9 @@ def test_two_attempts_make_one_report(run: RunDirectory, job_document: dict[str,
     assert train["loss_curve"] == [[1, 4.0], [2, 3.8], [3, 3.7]], "a step taken twice counts once, as it was last"
     assert train["learning_rate_curve"] == [[1, 0.1], [2, 0.2], [3, 0.3]]
     assert (train["steps"], train["planned_steps"], train["steps_taken_twice"], train["restarts"]) == (3, 3, 1, 2)
+    assert (train["nodes"], train["tokens"]) == (2, 300)
     assert (train["duration_s"], train["tokens_per_s"], train["epochs"]) == (6.0, 50.0, 1.0)
-    assert report["export"]["path"].endswith("exports/attempt-2-x")
+    assert report["export"]["path"].endswith("exports/attempt-2-f")
     assert report["held_out"] == {"before": {"math": 4.0}, "after": {"math": 3.0}}
     assert report["samples"] == [{"prompt": "?", "before": "before", "after": "after"}]
 
@@ -102,7 +106,7 @@ def test_an_undisturbed_run_says_what_it_reused(run: RunDirectory, job_document:
     for second, stage in ((0, "prepare"), (1, "train"), (9, "evaluate"), (12, "export")):
         story.tell(second, 1, "stage.started", stage)
         if stage == "train":
-            story.tell(2, 1, "train.started", "train")
+            story.tell(2, 1, "train.started", "train", workers=WORKERS)
             story.step(4, 1, 1, 4.0)
         story.finish(second + 1.5, 1, stage, reused=stage == "prepare")
     stages = report_of(run, job_document)["stages"]
