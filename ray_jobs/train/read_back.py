@@ -29,7 +29,7 @@ from fsspec.core import url_to_fs
 from torch import Tensor
 
 from moe.attention import Documents
-from moe.hf import INDEX_FILE, TensorFiles, all_keys, checkpoint_slices, load_checkpoint, read_config
+from moe.hf import CONFIG_FILE, INDEX_FILE, TensorFiles, all_keys, checkpoint_slices, load_checkpoint, read_config
 from moe.model import HybridModel, PackedBatch
 from ray_jobs.evaluate.mode import evaluating
 from ray_jobs.run_directory import local_directory
@@ -96,14 +96,14 @@ def read_back(model: HybridModel, url: str, checksums_sha256: str, logits_TV: Te
         with local_directory(url, {*checksums["files"], *(weight_map[key] for key in mine)}) as directory:
             _compare_tensors(directory, {key: checksums["tensors"][key] for key in sorted(mine)})
             _compare_files(directory, checksums["files"])
-            if (config := read_config(directory)) != model.config:
-                raise CheckpointError(f"{url}: describes {config}, the trained model is {model.config}")
+            _require_config(model, directory)
+            num_experts = _count_experts(weight_map, checksums["tensors"])
             _load_anew(model, directory)
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ValueError, KeyError) as error:
         raise CheckpointError(f"{url} read back is not what was written: {error}") from error
     return {
         "tensors": len(weight_map),
-        "experts_per_layer": config.num_experts,
+        "experts_per_layer": num_experts,
         "logits_compared": logits_TV.numel(),
         "max_logit_difference": _compare_logits(url, probe_logits(model), logits_TV),
     }
@@ -124,17 +124,29 @@ def _read_checksums(url: str, sha256: str) -> dict[str, Any]:
 
 
 def _require_keys(model: HybridModel, weight_map: dict[str, str]) -> None:
-    """Require the index to name every tensor of the architecture and no other, and each layer all its experts."""
+    """Require the index to name every tensor of the architecture and no other."""
     expected = all_keys(model)
     if missing := expected - weight_map.keys():
         raise ValueError(f"{INDEX_FILE}: no tensor {min(missing)}")
     if unknown := weight_map.keys() - expected:
         raise ValueError(f"{INDEX_FILE}: unknown tensor {min(unknown)}")
-    experts = Counter(key.partition(".experts.")[0] for key in weight_map if key.endswith(".w2.weight"))
-    layers = [f"model.layers.{layer}.block_sparse_moe" for layer in range(model.config.num_layers)]
-    for layer in layers:
-        if experts[layer] != model.config.num_experts:
-            raise ValueError(f"{INDEX_FILE}: {layer} has {experts[layer]} experts, not {model.config.num_experts}")
+
+
+def _require_config(model: HybridModel, directory: Path) -> None:
+    if (config := read_config(directory)) != model.config:
+        raise ValueError(f"{CONFIG_FILE} describes {config}, the trained model is {model.config}")
+
+
+def _count_experts(weight_map: dict[str, str], tensors: dict[str, dict[str, Any]]) -> int:
+    """Experts of each layer, by the index and by the shapes of the gates."""
+    keys = [key.partition(".experts.") for key in weight_map]
+    in_index = Counter(layer for layer, _, rest in keys if rest.endswith(".w2.weight"))
+    gates = {key: tensor for key, tensor in tensors.items() if key.endswith(".gate.weight")}
+    of_gates = {key.removesuffix(".gate.weight"): tensor["shape"][0] for key, tensor in gates.items()}
+    if in_index != of_gates:
+        raise ValueError(f"experts in {INDEX_FILE}: {dict(in_index)}, in the gates: {of_gates}")
+    [count] = set(of_gates.values())
+    return int(count)
 
 
 def _compare_tensors(directory: Path, expected: dict[str, dict[str, Any]]) -> None:

@@ -286,6 +286,17 @@ def test_damage_after_the_upload_is_found_and_named(
     assert committed_export(RunDirectory(f"{directory}/run")) is None
 
 
+def test_experts_are_counted_in_the_index_and_in_the_gates() -> None:
+    layers = [f"model.layers.{layer}.block_sparse_moe" for layer in range(2)]
+    index = {f"{layer}.experts.{expert}.w2.weight": "file" for layer in layers for expert in range(3)}
+    gates = {f"{layer}.gate.weight": {"shape": [3, 16]} for layer in layers}
+    count = ray_jobs.train.read_back._count_experts
+    assert count(index | {"model.layers.0.residual_mlp.w2.weight": "file"}, gates) == 3
+    del index[f"{layers[1]}.experts.0.w2.weight"]
+    with pytest.raises(ValueError, match=r"layers\.1\.block_sparse_moe': 2"):
+        count(index, gates)
+
+
 def skip_a_tensor(model: HybridModel, path: Path) -> None:
     norm = model.norm.weight
     model.norm.weight = torch.nn.Parameter(torch.empty_like(norm))
