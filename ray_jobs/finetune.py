@@ -22,7 +22,9 @@ from ray_jobs.data.prepare import PreparedData, prepare
 from ray_jobs.report import build_report
 from ray_jobs.run_directory import EventWriter, RunDirectory, local_directory
 from ray_jobs.train.architecture import model_config
+from ray_jobs.train.export import remove_superseded
 from ray_jobs.train.loop import WorkerConfig
+from ray_jobs.train.model_card import write_model_card
 from ray_jobs.train.trainer import train
 from service.errors import SleddogError
 from service.spec.job import JobSpec
@@ -61,8 +63,10 @@ def run_job(run: RunDirectory, spec: JobSpec, events: EventWriter, attempt: int)
         vocab_size = len(PreTrainedTokenizerFast.from_pretrained(tokenizer))
     config = model_config(spec, vocab_size)  # a base that cannot be trained ends the job before workers are placed
     _train(run, spec, events, prepared, attempt)
-    report = run.write_report(build_report(run, spec, prepared, config))
-    events.emit("job.finished", report=report)
+    remove_superseded(run, attempt)
+    report = build_report(run, spec, prepared, config)
+    write_model_card(spec, report, config)
+    events.emit("job.finished", report=run.write_report(report))
 
 
 def _prepare(run: RunDirectory, spec: JobSpec, events: EventWriter) -> PreparedData:

@@ -63,6 +63,35 @@ class PretrainedTokenizer(SpecModel):
     """Directory with `tokenizer.json`, as every cluster node sees it."""
 
 
+class CardSpec(SpecModel):
+    """What the model card says that no run can know. The card tells the rest: data, training, measurements."""
+
+    license: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9.-]{0,62}$")
+    """Licence of the fine-tuned model, by its name on the Hugging Face Hub, such as `apache-2.0`, or `other`. Null is
+    unknown, which the card says as `other`, named `unknown`."""
+    license_name: str | None = Field(default=None, min_length=1, max_length=200)
+    """Name of a licence that the Hub does not know; with `license: other`."""
+    license_link: str | None = Field(default=None, pattern=r"^(https://\S+|LICENSE(\.\w+)?)$")
+    """Where that licence is found: a URL, or a file that is added to the checkpoint."""
+    base_model: str | None = Field(default=None, pattern=r"^[\w.-]+/[\w.-]+$")
+    """Name on the Hub of the model that `base` is, such as `Snowflake/snowflake-arctic-base`."""
+    language: tuple[Annotated[str, Field(pattern=r"^([a-z]{2,3}|code|multilingual)$")], ...] = ()
+    """Languages that the model was tuned for, as ISO 639 codes, `code` or `multilingual`."""
+    description: str | None = Field(default=None, min_length=1, max_length=10_000)
+    """What the model is for, in Markdown."""
+    authors: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = ()
+    """Who made it."""
+
+    @model_validator(mode="after")
+    def _license_is_named(self) -> CardSpec:
+        if self.license == "other" and self.license_name is None:
+            raise conflict("license_name", "missing: `other` says nothing by itself")
+        for field in ("license_name", "license_link"):
+            if self.license != "other" and getattr(self, field) is not None:
+                raise conflict(field, "is only for `license: other`")
+        return self
+
+
 class ModelSpec(SpecModel):
     """The model to fine-tune."""
 
@@ -70,6 +99,8 @@ class ModelSpec(SpecModel):
     """Starting weights. A plain string is the path of a checkpoint."""
     tokenizer: Annotated[TrainedTokenizer | PretrainedTokenizer, Field(discriminator="kind")] | None = None
     """Tokenizer; by default the one that lies beside the base checkpoint."""
+    card: CardSpec = CardSpec()
+    """For the model card of the exported checkpoint."""
 
     @field_validator("base", mode="before")
     @classmethod

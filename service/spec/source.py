@@ -152,6 +152,8 @@ class SourceBase(SpecModel):
     """Unique within the job; counts and errors speak of it."""
     category: Name
     """What the rows teach: `general`, `code`, `math`, `identity`, or a word of the user's own."""
+    license: str | None = Field(default=None, min_length=1, max_length=200)
+    """Licence of the rows, for the model card, such as `cc-by-4.0`; by default unknown."""
     system_prompt: str | None = Field(default=None, min_length=1)
     """System turn of the source's conversations that have none. Deduplication does not see it."""
     duplicates: Literal["near", "exact"] = "near"

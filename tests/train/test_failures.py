@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
@@ -117,3 +118,5 @@ def test_a_later_attempt_does_only_what_is_left(document: dict[str, Any], tmp_pa
     assert second["report"]["held_out"] == first["report"]["held_out"], "the same weights were evaluated"
     assert [stage["stage"] for stage in second["report"]["stages"]] == list(stages)
     assert second["report"]["train"]["steps_taken_twice"] == 0
+    exported = Path(second["report"]["export"]["path"])
+    assert ModelCard.load(exported / "README.md").data.model_name == "small"
