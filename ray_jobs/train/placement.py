@@ -15,7 +15,7 @@ from service.errors import PlacementError
 from service.spec.job import JobSpec
 
 _PATIENCE_S = 60.0
-"""How long all workers are waited for before fewer of them begin: a node that restarts is back by then."""
+"""How long all workers are waited for before fewer of them begin, at most: a node that restarts is back by then."""
 _TRY_S = 5.0
 """Room that is there is given within a second or two."""
 
@@ -31,13 +31,12 @@ def worker_counts(spec: JobSpec) -> list[int]:
     ]
 
 
-def await_room(spec: JobSpec, resources: dict[str, float], patience_s: float = _PATIENCE_S) -> int:
+def await_room(spec: JobSpec, resources: dict[str, float]) -> int:
     """Wait until all workers have room at once, or fewer where the spec allows it: Ray Train would wait for ever.
 
     Args:
         spec: the job's.
         resources: of each worker.
-        patience_s: how long to wait for all.
 
     Returns:
         How many there is room for.
@@ -45,16 +44,16 @@ def await_room(spec: JobSpec, resources: dict[str, float], patience_s: float = _
     Raises:
         PlacementError: not even the fewest found room in time.
     """
-    counts = worker_counts(spec)
-    deadline = time.monotonic() + spec.parallel.placement_timeout_s
-    if len(counts) > 1 and _has_room(counts[0], resources, min(patience_s, spec.parallel.placement_timeout_s)):
+    counts, timeout_s = worker_counts(spec), spec.parallel.placement_timeout_s
+    deadline = time.monotonic() + timeout_s
+    if len(counts) > 1 and _has_room(counts[0], resources, min(_PATIENCE_S, timeout_s / 2)):
         return counts[0]
     while (left_s := deadline - time.monotonic()) > 0:
         if (count := _largest_with_room(counts, resources, left_s)) is not None:
             return count
     raise PlacementError(
         f"{counts[-1]} workers with {resources} each did not fit the cluster within "
-        f"{spec.parallel.placement_timeout_s:.0f} s; it has {ray.cluster_resources()}",
+        f"{timeout_s:.0f} s; it has {ray.cluster_resources()}",
         "parallel.num_workers",
     )
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch.distributed as dist
+from ray.cluster_utils import Cluster
 
 import ray_jobs.train.trainer
 from ray_jobs.finetune import run_job
@@ -97,11 +99,45 @@ def attempts(directory: Path) -> list[dict[str, Any]]:
     return outcomes
 
 
+def node_lost(directory: Path, cluster: Cluster, node: Any) -> dict[str, Any]:
+    """A job whose workers all lie on a node that is killed in the middle; the other node has room for one."""
+    run = RunDirectory(str(directory))
+
+    def kill_node() -> None:
+        while not any(event.type == "checkpoint.saved" for event in read_events(run)):
+            time.sleep(0.1)
+        cluster.remove_node(node, allow_graceful=False)
+
+    killer = threading.Thread(target=kill_node, daemon=True)
+    with EventWriter(run, "driver", 1) as events:
+        events.emit("job.started")
+        events.flush()
+        killer.start()
+        run_job(run, run.read_spec(), events, 1)
+    told = read_events(run)
+    return {
+        "workers": [len(event.data["workers"]) for event in told if event.type == "train.started"],  # type: ignore[arg-type]
+        "starts": [event.data["start_step"] for event in told if event.type == "train.started"],
+        "losses": [[event.data["step"], event.data["loss"]] for event in told if event.type == "train.step"],
+        "warnings": [event.data["kind"] for event in told if event.type == "job.warning"],
+        "report": json.loads((directory / REPORT_FILE).read_text()),
+    }
+
+
 def main() -> None:
     case, directory = sys.argv[1], Path(sys.argv[2])
+    if case == "node_lost":
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        node = cluster.add_node(num_cpus=2)
+        ray.init(cluster.address, log_to_driver=False)
+        outcome: Any = node_lost(directory, cluster, node)
+        ray.shutdown()
+        cluster.shutdown()
+        (directory / "outcome.json").write_text(json.dumps(outcome))
+        return
     ray.init(num_cpus=3 if case == "attempts" else 2, include_dashboard=False, log_to_driver=False)
     if case == "attempts":
-        outcome: Any = attempts(directory)
+        outcome = attempts(directory)
     else:
         workers = {work.__name__: work for work in (one_worker_raises, the_room_is_taken)}
         outcome = run_workers(workers[case], directory)

@@ -120,3 +120,25 @@ def test_a_later_attempt_does_only_what_is_left(document: dict[str, Any], tmp_pa
     assert second["report"]["train"]["steps_taken_twice"] == 0
     exported = Path(second["report"]["export"]["path"])
     assert ModelCard.load(exported / "README.md").data.model_name == "small"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_lost_node_leaves_a_smaller_group_that_goes_on_from_the_last_checkpoint(
+    document: dict[str, Any], tmp_path: Path
+) -> None:
+    document["parallel"] |= {"num_workers": 2, "min_workers": 1, "expert_parallel_size": 1}
+    document["train"] |= {"checkpoint_every_steps": 10, "epochs": 20}
+    outcome = drive("node_lost", tmp_path / "run", document)
+    assert outcome["workers"] == [2, 1]
+    assert outcome["starts"][0] == 0
+    assert outcome["starts"][1] > 0
+    train = outcome["report"]["train"]
+    assert train["steps"] == train["planned_steps"]
+    assert "workers_restarted" in outcome["warnings"]
+    losses: dict[int, list[float]] = {}
+    for step, loss in outcome["losses"]:
+        losses.setdefault(step, []).append(loss)
+    for twice in losses.values():
+        # the same rows and weights, summed in another order: 4 rows of at most 2^12 tokens in fp32
+        assert twice[0] == pytest.approx(twice[-1], rel=1e-4)
