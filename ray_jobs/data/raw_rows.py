@@ -4,7 +4,8 @@ Rows are numbered from 1 as a person would count them: lines of a JSONL file, el
 or TSV file below its header, records of a Parquet file. A row that cannot be decoded is reported in its place, never
 dropped; a file that breaks off is reported at the first row that could not be read.
 
-A line of more than 32 MiB is not taken into memory: a JSONL file goes on behind it, a CSV file ends there.
+A line of more than 32 MiB is not taken into memory: a JSONL file goes on behind it, a CSV file ends there. So does a
+JSON list at an element of that size, or at one that is no JSON: nothing says where the next one begins.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import io
 import itertools
 import json
 import lzma
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -24,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_jobs.data.decompress import FileBytes, decompressed, require_expansion
+from ray_jobs.data.json_list import BrokenListError, JsonList
 from ray_jobs.data.sources import SourceFile
 
 MAX_LINE_BYTES = 32 * 2**20
@@ -31,6 +34,8 @@ MAX_LINE_BYTES = 32 * 2**20
 _EXCERPT_BYTES = 500
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 """What a file in UTF-16 begins with, and in UTF-32 mostly."""
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")
+"""What `surrogateescape` makes of bytes that are not UTF-8."""
 _NOT_JSON = (ValueError, RecursionError)
 """Broken syntax, bytes that are not UTF-8, and nesting too deep for the parser."""
 _NO_VALUE = (ValueError, OverflowError, pa.ArrowException)
@@ -56,7 +61,7 @@ class RawRow(NamedTuple):
 
 
 def read_rows(file: SourceFile, fields: Sequence[str] | None = None) -> Iterator[RawRow]:
-    """Read a file row by row; JSON lists are read whole, the others as a stream.
+    """Read a file row by row, as a stream.
 
     Whatever is wrong with the content becomes a row with a reason; only the filesystem's own errors are raised.
 
@@ -95,6 +100,11 @@ def _excerpt(content: bytes) -> str:
     return content[:_EXCERPT_BYTES].rstrip(b"\r\n").decode("utf-8", "backslashreplace")
 
 
+def _text_excerpt(text: str) -> str:
+    """Of text in which bytes that are not UTF-8 are escaped as `surrogateescape` does."""
+    return _excerpt(text[:_EXCERPT_BYTES].encode("utf-8", "surrogateescape"))
+
+
 def _read_jsonl(stream: io.BufferedReader[io.RawIOBase]) -> Iterator[RawRow]:
     for number in itertools.count(1):
         line = stream.readline(MAX_LINE_BYTES)
@@ -116,15 +126,37 @@ def _json_row(number: int, line: bytes) -> RawRow:
 
 
 def _read_json(stream: io.BufferedReader[io.RawIOBase]) -> Iterator[RawRow]:
-    content = stream.read()
-    document = _json_row(1, content)
-    if document.reason is not None:
-        yield document
-    elif isinstance(document.value, list):
-        yield from (RawRow(number, value) for number, value in enumerate(document.value, 1))
-    else:
-        reason = f"not a list of rows but {type(document.value).__name__}"
-        yield RawRow(1, None, reason, _excerpt(content))
+    rows = JsonList(stream, MAX_LINE_BYTES, _BROKEN_CONTENT)
+    if rows.peek() != "[":
+        hint = "; for an object a line say format: jsonl" if rows.peek() == "{" else ""
+        yield RawRow(1, None, f"not a JSON list{hint}", _text_excerpt(rows.peek(_EXCERPT_BYTES)))
+        return
+    number, separator = 0, rows.skip()
+    if rows.peek() == "]":
+        separator = rows.skip()
+    while separator in ("[", ","):
+        number += 1
+        try:
+            row = rows.element()
+        except BrokenListError as error:
+            yield _broken_list(number, str(error).splitlines()[0], rows)
+            return
+        if _NOT_UTF8.search(row.text):
+            yield RawRow(number, None, "not UTF-8", _text_excerpt(row.text))
+        else:
+            yield RawRow(number, row.value)
+        separator = rows.skip()
+    if not separator:
+        yield _broken_list(number + 1, "the list is not closed", rows)
+    elif separator != "]":
+        yield _broken_list(number + 1, f"{separator!r} stands where a comma belongs", rows)
+    elif rows.peek():
+        yield _broken_list(number + 1, "text stands behind the list", rows)
+
+
+def _broken_list(number: int, what: str, rows: JsonList) -> RawRow:
+    reason = f"not JSON, and cannot be read from here on: {what}"
+    return RawRow(number, None, reason, _text_excerpt(rows.peek(_EXCERPT_BYTES)))
 
 
 def _read_csv(stream: io.BufferedReader[io.RawIOBase], file: SourceFile) -> Iterator[RawRow]:
@@ -133,11 +165,11 @@ def _read_csv(stream: io.BufferedReader[io.RawIOBase], file: SourceFile) -> Iter
     lines = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
     for number, row in enumerate(csv.DictReader(_lines(lines), file.header, strict=True, **options), 1):
         cells = [cell for cell in row.values() if isinstance(cell, str)]
-        text = ",".join(cells).encode("utf-8", "surrogateescape")
+        text = ",".join(cells)
         if None in row:
-            yield RawRow(number, None, "more fields than the header has", _excerpt(text))
-        elif any("\udc80" <= character <= "\udcff" for character in "".join(cells)):
-            yield RawRow(number, None, "not UTF-8", _excerpt(text))
+            yield RawRow(number, None, "more fields than the header has", _text_excerpt(text))
+        elif _NOT_UTF8.search(text):
+            yield RawRow(number, None, "not UTF-8", _text_excerpt(text))
         else:
             yield RawRow(number, row)
 

@@ -523,6 +523,13 @@ MALFORMED = {
     "latin-1.jsonl": '{"prompt": "a", "completion": "é"}\n'.encode("latin-1"),
     "latin-1.csv": "prompt,completion\na,é\n".encode("latin-1"),
     "huge-line.jsonl": b'{"prompt": "a", "completion": "' + b"x" * 33 * 2**20,
+    "latin-1.json": '[{"prompt": "a", "completion": "é"}]'.encode("latin-1"),
+    "huge-row.json": b'[{"prompt": "a", "completion": "' + b"x" * 33 * 2**20,
+    "huge-turn.json": json.dumps([{"prompt": "a", "completion": "x" * 10_000_000}]).encode(),
+    "nulls.json": b'[null, {"prompt": null, "completion": [null, {"a": null}]}]',
+    "deep.json": b"[" * 100_000 + b"]" * 100_000,
+    "bomb.json.gz": gzip.compress(b"[" + b" " * 80 * 2**20, 1),
+    "lines.json": b'{"prompt": "a", "completion": "b"}\n',
     "huge-turn.jsonl": json.dumps({"prompt": "a", "completion": "x" * 10_000_000}).encode(),
     "nulls.jsonl": b'null\n{"prompt": null, "completion": [null, {"a": null}]}\n',
     "deep.jsonl": b"[" * 100_000 + b"]" * 100_000,
@@ -544,9 +551,20 @@ def test_every_kind_of_malformed_input_ends_as_a_listed_row(document: dict[str, 
     for row in pq.read_table(prepared.manifest["rejected_rows_url"]).to_pylist():
         reasons[row["file"].rpartition("/")[2]].append(row["reason"])
     assert reasons.pop("empty.jsonl") == [], "no line, no row"
-    assert [name for name, found in reasons.items() if len(found) != 1] == ["nulls.jsonl", "bomb.jsonl.gz"]
+    assert [name for name, found in reasons.items() if len(found) != 1] == [
+        "nulls.json",
+        "nulls.jsonl",
+        "bomb.jsonl.gz",
+    ]
     expected = {
-        "empty.json": "not JSON",
+        "empty.json": "not a JSON list",
+        "latin-1.json": "not UTF-8",
+        "huge-row.json": "in 33,554,432 characters and more",
+        "huge-turn.json": "10,000,001 characters",
+        "nulls.json": "'prompt' is not text but NoneType",
+        "deep.json": "RecursionError",
+        "bomb.json.gz": "ExpansionError",
+        "lines.json": "say format: jsonl",
         "utf-16.jsonl": "UTF-16",
         "latin-1.jsonl": "UnicodeDecodeError",
         "latin-1.csv": "not UTF-8",
@@ -560,7 +578,7 @@ def test_every_kind_of_malformed_input_ends_as_a_listed_row(document: dict[str, 
     }
     assert {name: reason for name, reason in expected.items() if reason not in reasons[name][-1]} == {}
     source = prepared.manifest["sources"][2]
-    assert (source["rows_read"], source["rows_rejected"]) == (14, 13), "the torn file's first row is good"
+    assert (source["rows_read"], source["rows_rejected"]) == (22, 21), "the torn file's first row is good"
     assert prepared.manifest["packing"]["documents"] - clean.manifest["packing"]["documents"] in (0, 1)
 
 

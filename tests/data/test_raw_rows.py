@@ -80,8 +80,18 @@ def test_a_field_longer_than_the_csv_module_allows_by_default_is_read(tmp_path: 
         ("a.jsonl", "jsonl", b'{"a": 1}\n{"a": \n{"a": 3}\n', [1, 3], "not JSON: JSONDecodeError"),
         ("a.jsonl", "jsonl", b'{"a": 1}\n{"a": "\xff"}\n{"a": 3}\n', [1, 3], "not JSON: UnicodeDecodeError"),
         ("a.jsonl", "jsonl", b"1\n" + b"[" * 200_000 + b"\n3\n", [1, 3], "not JSON: RecursionError"),
-        ("a.json", "json", b'{"a": 1}', [], "not a list of rows but dict"),
-        ("a.json", "json", b"[1, 2", [], "not JSON"),
+        ("a.json", "json", b'{"a": 1}\n{"a": 2}\n', [], "not a JSON list; for an object a line say format: jsonl"),
+        ("a.json", "json", b" \n", [], "not a JSON list"),
+        ("a.json", "json", b"1", [], "not a JSON list"),
+        ("a.json", "json", b"[1, 2", [1, 2], "cannot be read from here on: the list is not closed"),
+        ("a.json", "json", b'[1, 2, "a', [1, 2], "from here on: JSONDecodeError: Unterminated string"),
+        ("a.json", "json", b"[1, 2,]", [1, 2], "from here on: JSONDecodeError: Expecting value"),
+        ("a.json", "json", b"[1 2]", [1], "from here on: '2' stands where a comma belongs"),
+        ("a.json", "json", b"[1, 2]\n[3]", [1, 2], "from here on: text stands behind the list"),
+        ("a.json", "json", b'[1, {"a": }, 3]', [1], "from here on: JSONDecodeError: Expecting value"),
+        ("a.json", "json", b'[1, {"a": "\xff"}, 3]', [1, 3], "not UTF-8"),
+        ("a.json", "json", b"[1, " + b"[" * 200_000 + b"]" * 200_000 + b", 3]", [1], "from here on: RecursionError"),
+        ("a.json.gz", "json", gzip.compress(b"[1, 2, 3]", mtime=0)[:-4], [1, 2, 3], "from here on: EOFError"),
         ("a.csv", "csv", b"p,c\n1,2\n\xff,4\n5,6\n", [1, 3], "not UTF-8"),
         ("a.csv", "csv", b'p,c\n1,2\n3,"4\n', [1], "cannot be read from here on: Error"),
         ("a.csv", "csv", b"p,c\n1,2\n3,4,5\n6,7\n", [1, 3], "more fields than the header"),
@@ -95,7 +105,13 @@ def test_a_field_longer_than_the_csv_module_allows_by_default_is_read(tmp_path: 
             "cannot be read from here on: EOFError",
         ),
         ("a.jsonl.bz2", "jsonl", b"plain text", [], "cannot be read from here on: OSError"),
-        ("a.json.bz2", "json", torn(bz2.compress(jsonl(TEXTS))), [], "cannot be read from here on: OSError"),
+        (
+            "a.json.bz2",
+            "json",
+            bz2.compress(json.dumps(TEXTS).encode())[:-99],
+            [],
+            "cannot be read from here on: EOFError",
+        ),
         ("a.csv.xz", "csv", b"plain text", [], "cannot be read from here on: LZMAError"),
         ("a.parquet", "parquet", torn(parquet(pa.table({"a": TEXTS}))), None, "cannot be read from here on: OSError"),
     ],
@@ -226,6 +242,9 @@ def test_a_huge_line_costs_its_row_only(tmp_path: Path, monkeypatch: pytest.Monk
     long_line = write(tmp_path / "a.csv", b"p,c\na,b\n" + b"x" * 50_000 + b",y\nc,d\n")
     assert [row.number for row in read(long_line, "csv") if row.reason is None] == [1]
     assert "a line of 20,000 characters and more" in str(read(long_line, "csv")[-1].reason)
+    large_element = write(tmp_path / "a.json", b'[{"a": 1}, {"a": "' + b"x" * 50_000 + b'"}, {"a": 3}]')
+    assert [row.number for row in read(large_element, "json") if row.reason is None] == [1]
+    assert "in 20,000 characters and more" in str(read(large_element, "json")[-1].reason)
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
