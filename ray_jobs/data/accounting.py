@@ -45,29 +45,35 @@ class Ledger:
         self._on: RowCounts | None = None
         self._stages: list[dict[str, Any]] = []
 
-    def stage(self, name: str, rows_in: RowCounts, on: RowCounts, **gone: RowCounts) -> None:
+    def stage(
+        self, name: str, rows_in: RowCounts, on: RowCounts, made: RowCounts | None = None, **gone: RowCounts
+    ) -> None:
         """Enter a stage.
 
         Args:
             name: of the stage.
             rows_in: what it was given.
             on: what goes on to the next.
-            **gone: what does not, by the reason.
+            made: what a row gave beyond one: a tree of messages several conversations.
+            **gone: what does not go on, by the reason.
 
         Raises:
             AssertionError: rows were lost or made up, here or since the stage before.
         """
         if self._on is not None and +self._on != +rows_in:
             raise AssertionError(f"{dict(self._on)} rows by source came to stage {name!r}, it knows of {dict(rows_in)}")
+        made = made or Counter()
         for number, source in enumerate(self._sources):
             out = {"on": on[number], **{reason: rows[number] for reason, rows in gone.items()}}
-            if rows_in[number] != sum(out.values()):
-                raise AssertionError(f"stage {name!r} lost rows of source {source!r}: {rows_in[number]} in, {out} out")
+            if rows_in[number] + made[number] != sum(out.values()):
+                given = f"{rows_in[number]} in, {made[number]} made"
+                raise AssertionError(f"stage {name!r} lost rows of source {source!r}: {given}, {out} out")
         self._on = on
         reasons = {reason: rows.total() for reason, rows in gone.items()}
-        self._stages.append({"stage": name, "rows_in": rows_in.total(), "rows_out": on.total(), "gone": reasons})
+        counts = {"rows_in": rows_in.total(), "made": made.total(), "rows_out": on.total()}
+        self._stages.append({"stage": name, **counts, "gone": reasons})
 
     @property
     def stages(self) -> list[dict[str, Any]]:
-        """What was entered: `stage`, `rows_in`, `rows_out`, and `gone` by reason."""
+        """What was entered: `stage`, `rows_in`, `made`, `rows_out`, and `gone` by reason."""
         return self._stages

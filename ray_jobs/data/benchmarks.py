@@ -62,7 +62,9 @@ def _reader(benchmark: BenchmarkSpec) -> tuple[tuple[str, ...], Callable[[Any], 
     if isinstance(form, TextsForm):
         return form.columns, lambda row: [(text, True) for column in form.columns for text in _texts(row, column)]
     reader = RowReader(form)
-    return reader.columns, lambda row: [(turn.content, turn.role != "assistant") for turn in reader.turns(row)]
+    return reader.columns, lambda row: [
+        (turn.content, turn.role != "assistant") for conversation in reader.read(row) for turn in conversation
+    ]
 
 
 def _texts(row: Any, column: str) -> list[str]:

@@ -1,7 +1,7 @@
 """The first half of preparation: raw files to deduplicated, tokenised conversations. Done once per content.
 
-    corpus-<hash>/keys/part-<file>.parquet            one line per raw row; there once the file is read
-    corpus-<hash>/conversations/part-<file>.parquet   row, roles, contents
+    corpus-<hash>/keys/part-<file>.parquet            one line per raw row or thread; there once it is read
+    corpus-<hash>/conversations/part-<file>.parquet   row, thread, roles, contents
     corpus-<hash>/signatures/part-<file>.parquet      their MinHash signatures
     corpus-<hash>/duplicates.parquet                  one line per dropped duplicate, with the twin that was kept
     corpus-<hash>/tokenised/part-<file>.parquet       the kept ones: tokens, trained, borders of turns
@@ -9,7 +9,7 @@
     corpus-<hash>/deduplicated.parquet                what is dropped, by place; there once that is known
     corpus-<hash>/tokenizer/                          Hugging Face tokenizer with chat template
     corpus-<hash>/index.parquet                       one line per tokenised conversation
-    corpus-<hash>/rejected/part-<file>.parquet        rows that are no conversation: source, file, row, reason, excerpt
+    corpus-<hash>/rejected/part-<file>.parquet        what is no conversation: where, reason, excerpt
     corpus-<hash>/contaminated/part-<file>.parquet    rows that overlap with a benchmark: where, which, the words shared
     corpus-<hash>/lineage.json                        what all of it follows from (`ray_jobs.data.lineage`)
     corpus-<hash>/manifest.json                       written last: it makes the directory whole
@@ -45,7 +45,7 @@ from service.spec.data import DecontaminateSpec
 from service.spec.identity import IdentitySourceSpec
 from service.spec.job import JobSpec
 
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 """Raised when this code would make other data of the same sources."""
 MANIFEST_FILE = "manifest.json"
 _OF_SOURCE = {"name", "category", "form", "replace", "system_prompt", "max_rows", "duplicates"}

@@ -37,6 +37,7 @@ from ray_jobs.data.resumable import (
 from ray_jobs.data.sources import SourceFile
 from ray_jobs.data.tasks import (
     CONVERSATIONS,
+    FILTERED,
     INDEX_SCHEMA,
     KEY_SCHEMA,
     TOKENIZER,
@@ -121,12 +122,12 @@ class CorpusBuilder:
             "accounting": self._ledger.stages,
             "rejected_rows": self._rejected,
             "rejected_rows_url": f"{self._url}/{REJECTED}",
-            "decontamination": self._decontamination(lines.filter(lines["is_contaminated"])),
+            "decontamination": self._decontamination(lines.filter(pc.equal(lines["gone"], CONTAMINATED))),
             **self._told,
         }
 
     def _read(self) -> pa.Table:
-        """Keys of all rows, by file and row; those of rows that are no conversation have no position."""
+        """Keys of all rows, by file, row and thread; those of what is gone have no position."""
         items = [
             {"file": index, **asdict(file), SHA256: digest}
             for index, (file, digest) in enumerate(zip(self._files, self._digests, strict=True))
@@ -142,25 +143,31 @@ class CorpusBuilder:
         for number in missing_lines(f"{self._url}/{_READ.lines}", len(items)):
             file = self._files[number]
             raise ConflictError(f"{file.url} changed while it was read: start again", f"data.sources.{file.source}.uri")
-        table = table.sort_by([("file", "ascending"), ("row", "ascending")])
-        is_good, is_contaminated = pc.is_valid(table["position"]), table["is_contaminated"]
-        bad = table.filter(pc.invert(pc.or_(is_good, is_contaminated)))
+        table = table.sort_by([("file", "ascending"), ("row", "ascending"), ("thread", "ascending")])
+        bad, filtered, contaminated = (
+            table.filter(pc.equal(table["gone"], reason)) for reason in (REJECTED, FILTERED, CONTAMINATED)
+        )
         self._rejected = first_lines(f"{self._url}/{REJECTED}", _file_numbers(bad))
         if self._rejected and self._spec.data.on_bad_row == "fail":
             raise self._bad_rows(self._rejected, len(bad))
         self._enter(
             "read",
-            self._rows(table),
-            self._rows(table.filter(is_good)),
+            self._rows(table.filter(pc.equal(table["thread"], 1))),
+            self._rows(table.filter(pc.is_valid(table["position"]))),
+            made=self._rows(table.filter(pc.greater(table["thread"], 1))),
             rows_rejected=self._rows(bad),
-            rows_contaminated=self._rows(table.filter(is_contaminated)),
+            rows_filtered=self._rows(filtered),
+            rows_contaminated=self._rows(contaminated),
         )
         return table
 
-    def _enter(self, stage: str, rows_in: RowCounts, on: RowCounts, **gone: RowCounts) -> None:
-        self._ledger.stage(stage, rows_in, on, **gone)
+    def _enter(
+        self, stage: str, rows_in: RowCounts, on: RowCounts, made: RowCounts | None = None, **gone: RowCounts
+    ) -> None:
+        self._ledger.stage(stage, rows_in, on, made, **gone)
         before = {name: rows for name, rows in self._counts.items() if name != "rows_kept"}
-        self._counts = {"rows_read": rows_in} | before | gone | {"rows_kept": on}
+        first = {"rows_read": rows_in, "further_threads": made or Counter()}
+        self._counts = first | before | gone | {"rows_kept": on}
 
     def _decontamination(self, contaminated: pa.Table) -> dict[str, Any] | None:
         spec, index = self._spec.data.decontaminate, self._benchmarks
@@ -276,7 +283,8 @@ class CorpusBuilder:
             mine = kept_keys.filter(pc.equal(kept_keys["file"], index))
             if mine.num_rows:
                 item = {"file": index, "source": file.source, "kept": mine["position"].to_pylist()}
-                items.append(item | {"content_hashes": mine["content_hash"].to_pylist()})
+                hashes = {f"{name}es": mine[name].to_pylist() for name in ("content_hash", "group_hash")}
+                items.append(item | hashes)
         index = self._run(
             _TOKENISE,
             items,

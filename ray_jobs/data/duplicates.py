@@ -30,9 +30,11 @@ RECEIPT_SCHEMA = pa.schema(
         ("source", pa.string()),
         ("file", pa.string()),
         ("row", pa.int64()),
+        ("thread", pa.int32()),
         ("kept_source", pa.string()),
         ("kept_file", pa.string()),
         ("kept_row", pa.int64()),
+        ("kept_thread", pa.int32()),
         ("kind", pa.string()),
         ("similarity", pa.float64()),
     ]
@@ -52,6 +54,7 @@ class Rows:
         file_N: number of the file; the conversations are sorted by it.
         position_N: line in the file's part.
         row_N: line in the raw file.
+        thread_N: of several in that row.
         source_N: number of the source.
         content_hashes: uint64 [N, 2].
         band_keys: uint64 [N, bands].
@@ -61,6 +64,7 @@ class Rows:
     file_N: np.ndarray
     position_N: np.ndarray
     row_N: np.ndarray
+    thread_N: np.ndarray
     source_N: np.ndarray
     content_hashes: np.ndarray
     band_keys: np.ndarray
@@ -80,6 +84,7 @@ class Rows:
             keys["file"].to_numpy(),
             keys["position"].to_numpy(),
             keys["row"].to_numpy(),
+            keys["thread"].to_numpy(),
             source_N,
             hashes.reshape(-1, 2),
             bands.reshape(len(keys), -1),
@@ -220,7 +225,8 @@ class DuplicateSearch:
         source_names, file_names = np.array(sources, dtype=object), np.array(files, dtype=object)
         columns: list[Any] = []
         for indices in (duplicates.dropped_D, duplicates.kept_D):
-            columns += [source_names[rows.source_N[indices]], file_names[rows.file_N[indices]], rows.row_N[indices]]
+            columns += [source_names[rows.source_N[indices]], file_names[rows.file_N[indices]]]
+            columns += [rows.row_N[indices], rows.thread_N[indices]]
         columns += [np.where(duplicates.is_exact_D, "exact", "near"), duplicates.similarity_D]
         arrays = [pa.array(column, field.type) for column, field in zip(columns, RECEIPT_SCHEMA, strict=True)]
         with parquet_writer(f"{self._url}/{RECEIPT_FILE}", RECEIPT_SCHEMA) as writer:

@@ -1,4 +1,4 @@
-"""From a raw row to a conversation, or to the reason why it is none.
+"""From a raw row to its conversation, several where it holds a tree of messages, or to the reason why there is none.
 
 A conversation is a sequence of turns that ends with the assistant's. The system's turn comes first, a tool answers the
 assistant, and neither user nor assistant speaks twice in a row; who begins is free. Text is brought to Unicode NFC, and
@@ -9,13 +9,25 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any, NamedTuple, get_args
 
-from service.spec.source import ColumnsForm, NamedForm, Role, RowForm, TurnsForm, template_parts
+from ray_jobs.data.message_tree import BrokenTreeError, MessageTree
+from service.spec.source import (
+    ColumnsForm,
+    MessageFields,
+    NamedForm,
+    Role,
+    RowForm,
+    TreeForm,
+    TurnsForm,
+    template_parts,
+)
 
 MAX_CHARS = 4 * 2**20
-"""Of a conversation, about a million tokens: eight times the longest packed row. What is longer is other data."""
+"""Of a row's conversations, about a million tokens: eight times the longest packed row. What is longer is other data;
+and the threads of one tree, which repeat what they share, cannot fill the memory."""
 ROLES: tuple[str, ...] = get_args(Role)
 
 _COMMON_FORMS: dict[NamedForm, ColumnsForm | TurnsForm] = {
@@ -67,16 +79,21 @@ class RowReader:
         """All that is looked at."""
         if isinstance(self._form, TurnsForm):
             return (self._form.turns,)
+        if isinstance(self._form, TreeForm):
+            return (self._form.root,)
         if not isinstance(self._form, ColumnsForm):
             return _ALPACA_COLUMNS
         parts = template_parts(self._form.prompt) + template_parts(self._form.completion) + [("", self._form.system)]
         return tuple(dict.fromkeys(column for _, column in parts if column is not None))
 
-    def turns(self, row: Any) -> Conversation:
-        """The turns of a row, whatever their order and number.
+    def read(self, row: Any) -> list[Conversation]:
+        """The conversations of a row, whatever the order and number of their turns.
 
         Args:
             row: a decoded JSON object, CSV line or Parquet record.
+
+        Returns:
+            One; or of a tree any number, none if that is what the form leaves out.
 
         Raises:
             NotAConversationError: it has none in this form, or more text than `MAX_CHARS`; with the reason, in a few
@@ -84,29 +101,13 @@ class RowReader:
         """
         if not isinstance(row, Mapping):
             raise NotAConversationError(f"not an object but {type(row).__name__}")
+        if isinstance(self._form, TreeForm):
+            return _bounded(self._tree(row, self._form))
         if isinstance(self._form, TurnsForm):
-            turns = self._list(row, self._form)
-        elif isinstance(self._form, ColumnsForm):
-            turns = self._columns(row, self._form)
-        else:
-            turns = self._alpaca(row)
-        if (size := sum(len(turn.content) for turn in turns)) > MAX_CHARS:
-            raise NotAConversationError(f"{size:,} characters, more than {MAX_CHARS:,}")
-        return turns
-
-    def read(self, row: Any) -> Conversation:
-        """The conversation of a row.
-
-        Args:
-            row: as for `turns`.
-
-        Raises:
-            NotAConversationError: it is none, with the reason, in a few words.
-        """
-        conversation = self.turns(row)
-        _require_exchange(conversation)
-        _require_order(conversation)
-        return conversation
+            return _bounded([self._list(row, self._form)])
+        if isinstance(self._form, ColumnsForm):
+            return _bounded([self._columns(row, self._form)])
+        return _bounded([self._alpaca(row)])
 
     def _content(self, row: Mapping[str, Any], field: str) -> str:
         text = _text(row, field)
@@ -139,9 +140,26 @@ class RowReader:
         if not isinstance(messages, list) or not messages:
             field = repr(form.turns)
             raise NotAConversationError(f"{field} is no list of turns" if form.turns in row else f"no field {field}")
-        return tuple(self._turn(message, f"{form.turns}[{number}]", form) for number, message in enumerate(messages))
+        return self._turns(messages, form.turns, form)
 
-    def _turn(self, message: Any, place: str, form: TurnsForm) -> Turn:
+    def _tree(self, row: Mapping[str, Any], form: TreeForm) -> Iterator[Conversation]:
+        if form.root not in row:
+            raise NotAConversationError(f"no field {form.root!r}")
+        try:
+            tree = MessageTree(row[form.root], form)
+        except BrokenTreeError as error:
+            raise NotAConversationError(str(error)) from None
+        is_empty = True
+        for thread in islice(tree.threads(), 1 if form.threads == "best" else None):
+            is_empty = False
+            yield self._turns(thread, "thread", form)
+        if is_empty and not tree.is_cut:
+            raise NotAConversationError("no assistant turn")
+
+    def _turns(self, messages: Iterable[Any], place: str, form: MessageFields) -> Conversation:
+        return tuple(self._turn(message, f"{place}[{number}]", form) for number, message in enumerate(messages))
+
+    def _turn(self, message: Any, place: str, form: MessageFields) -> Turn:
         if not isinstance(message, Mapping):
             raise NotAConversationError(f"{place} is no object")
         try:
@@ -151,6 +169,26 @@ class RowReader:
         if speaker not in form.roles:
             raise NotAConversationError(f"unknown role {speaker!r}")
         return Turn(form.roles[speaker], content)
+
+
+def require_order(conversation: Conversation) -> None:
+    """Require that a conversation is one: it ends with the assistant's turn, and its roles take their order.
+
+    Raises:
+        NotAConversationError: it is none, with the reason, in a few words.
+    """
+    _require_exchange(conversation)
+    _require_roles(conversation)
+
+
+def _bounded(conversations: Iterable[Conversation]) -> list[Conversation]:
+    kept, size = [], 0
+    for conversation in conversations:
+        size += sum(len(turn.content) or 1 for turn in conversation)  # an empty turn needs memory, too
+        if size > MAX_CHARS:
+            raise NotAConversationError(f"{size:,} characters, more than {MAX_CHARS:,}")
+        kept.append(conversation)
+    return kept
 
 
 def _text(row: Mapping[str, Any], field: str) -> str:
@@ -181,7 +219,7 @@ def _require_exchange(conversation: Conversation) -> None:
         raise NotAConversationError("the last assistant turn is empty")
 
 
-def _require_order(conversation: Conversation) -> None:
+def _require_roles(conversation: Conversation) -> None:
     before = None
     for number, (role, _) in enumerate(conversation, 1):
         if role == "system" and number > 1:

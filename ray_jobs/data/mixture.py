@@ -40,7 +40,7 @@ def held_out(content_hashes: Sequence[bytes], categories: Sequence[str], fractio
     to the other, and copies stay together.
 
     Args:
-        content_hashes: of N conversations.
+        content_hashes: of N conversations; equal for those that must stay together.
         categories: of each.
         fraction: expected share of each category.
         seed: of the draw.

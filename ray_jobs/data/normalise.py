@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from ray_jobs.data.formats import MAX_CHARS, Conversation, NotAConversationError, RowReader, Turn
+from ray_jobs.data.formats import MAX_CHARS, Conversation, NotAConversationError, RowReader, Turn, require_order
 from ray_jobs.data.raw_rows import RawRow
 
 _MAX_BATCH_CHARS = 4 * MAX_CHARS
@@ -15,36 +15,57 @@ _MAX_EXCERPT_CHARS = 500
 
 
 class Row(NamedTuple):
-    """One row of a file.
+    """One row of a file, or one thread of a row that holds a tree of messages.
 
     Attributes:
-        number: from 1.
+        number: of the row, from 1.
         conversation: empty when it is none.
-        reason: why it is none, else None.
-        excerpt: its beginning, if it is none.
+        reason: why it is none, else None; None, too, for a row of which the source's form leaves all out.
+        excerpt: the row's beginning, if there is a reason.
+        thread: from 1; 1 in a row that holds no tree. Row and thread together name a conversation of a file.
+        first: conversation of the row's thread 1.
     """
 
     number: int
     conversation: Conversation
     reason: str | None = None
     excerpt: str = ""
+    thread: int = 1
+    first: Conversation = ()
 
 
 def normalised(rows: Iterable[RawRow], reader: RowReader) -> Iterator[Row]:
-    """Each raw row, in order, as a conversation or with a reason.
+    """Each raw row, in order, as a conversation or with a reason; a tree of messages as its threads.
 
     Args:
         rows: as read.
         reader: of the source's form.
+
+    Yields:
+        At least one for each raw row, of which the first is thread 1.
     """
     for row in rows:
         if row.reason is not None:
             yield Row(row.number, (), row.reason, row.excerpt)
             continue
         try:
-            yield Row(row.number, reader.read(row.value))
+            conversations = reader.read(row.value)
         except NotAConversationError as error:
-            yield Row(row.number, (), str(error)[:_MAX_REASON_CHARS], _excerpt(row.value))
+            yield _rejected(row, error)
+            continue
+        for thread, conversation in enumerate(conversations, 1):
+            try:
+                require_order(conversation)
+            except NotAConversationError as error:
+                yield _rejected(row, error, thread)
+            else:
+                yield Row(row.number, conversation, thread=thread, first=conversations[0])
+        if not conversations:
+            yield Row(row.number, ())
+
+
+def _rejected(row: RawRow, error: NotAConversationError, thread: int = 1) -> Row:
+    return Row(row.number, (), str(error)[:_MAX_REASON_CHARS], _excerpt(row.value), thread)
 
 
 def _excerpt(value: object) -> str:

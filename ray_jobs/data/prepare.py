@@ -109,7 +109,7 @@ class _Packer:
         self._fitted = fit(
             index, f"{corpus.url}/tokenised", spec.data.sequence_length, spec.data.on_long_conversation, progress
         )
-        self._source_of_conversation, self._hashes = index["source"].to_numpy(), index["content_hash"].to_pylist()
+        self._source_of_conversation, self._groups = index["source"].to_numpy(), index["group_hash"].to_pylist()
         # from here on by document: a conversation, or a piece of one
         self._conversation = self._fitted.conversation
         self._source = self._source_of_conversation[self._conversation]
@@ -165,9 +165,12 @@ class _Packer:
         return Counter(self._source_of_conversation[np.unique(self._conversation[documents])].tolist())
 
     def _hold_out(self) -> tuple[np.ndarray, np.ndarray]:
-        """The documents to train on, and those kept from training; all pieces of a conversation share its lot."""
-        hashes, categories = [self._hashes[index] for index in self._conversation], self._category.tolist()
-        is_held_out = held_out(hashes, categories, self._spec.data.held_out_fraction, self._spec.seed)
+        """The documents to train on, and those kept from training.
+
+        All pieces of a conversation share its lot, and so do all threads of a tree: they have turns in common.
+        """
+        groups, categories = [self._groups[index] for index in self._conversation], self._category.tolist()
+        is_held_out = held_out(groups, categories, self._spec.data.held_out_fraction, self._spec.seed)
         return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
     def _mix(self, training: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:

@@ -25,7 +25,7 @@ from ray_jobs.data.tokenizer_files import make_tokenizer
 from service.errors import EmptyDataError, InvalidSpecError
 from service.spec.base import field_errors
 from service.spec.model import ModelSpec
-from service.spec.source import SourceSpec
+from service.spec.source import SourceSpec, TreeForm
 
 _ROWS_TRAINED_ON = 10_000
 """Of the file, for a tokenizer of its own: enough to see masks, in seconds."""
@@ -87,15 +87,17 @@ def _rows(source: SourceSpec) -> Iterator[Row]:
 
 
 def _lines(row: Row, source: SourceSpec, chat: ChatTokenizer, marked: MarkedText) -> Iterator[Text]:
+    place = f"row {row.number}" + (f", thread {row.thread}" if isinstance(source.form, TreeForm) else "")
     if row.reason is not None:
-        yield Text(f"── row {row.number} · rejected: {printable(row.reason)} ──", "red")
+        yield Text(f"── {place} · rejected: {printable(row.reason)} ──", "red")
         yield Text(printable(row.excerpt))
+        return
+    if not row.conversation:
+        yield Text(f"── row {row.number} · all of it left out by the form ──", "red")
         return
     [rendered] = chat.render([with_system_prompt(row.conversation, source.system_prompt)])
     if rendered.borders.answers.any():
-        yield Text(f"── row {row.number} · {amount(rendered.trained)} ──", "cyan")
+        yield Text(f"── {place} · {amount(rendered.trained)} ──", "cyan")
     else:
-        yield Text(
-            f"── row {row.number} · rejected: no reply has a token to train, {amount(rendered.trained)} ──", "red"
-        )
+        yield Text(f"── {place} · rejected: no reply has a token to train, {amount(rendered.trained)} ──", "red")
     yield marked.write(rendered.tokens, rendered.trained)

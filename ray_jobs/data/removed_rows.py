@@ -1,7 +1,9 @@
 """What is taken out of the data before deduplication, row by row, for its owner to read: malformed, or contaminated.
 
-    rejected/part-<file>.parquet        source, file, row, reason, excerpt
-    contaminated/part-<file>.parquet    source, file, row, benchmark and its file and row, words that both hold
+    rejected/part-<file>.parquet        source, file, row, thread, reason, excerpt
+    contaminated/part-<file>.parquet    source, file, row, thread, benchmark and its file and row, words that both hold
+
+The thread is 1, or one of several in a row that holds a tree of messages.
 
 A source file from which nothing was taken has no part, so a directory is read as a whole by any Parquet reader.
 """
@@ -27,6 +29,7 @@ REJECTED_SCHEMA = pa.schema(
         ("source", pa.string()),
         ("file", pa.string()),
         ("row", pa.int64()),
+        ("thread", pa.int32()),
         ("reason", pa.string()),
         ("excerpt", pa.string()),
     ]
@@ -36,6 +39,7 @@ CONTAMINATED_SCHEMA = pa.schema(
         ("source", pa.string()),
         ("file", pa.string()),
         ("row", pa.int64()),
+        ("thread", pa.int32()),
         ("benchmark", pa.string()),
         ("benchmark_file", pa.string()),
         ("benchmark_row", pa.int64()),
@@ -52,9 +56,7 @@ def rejected_table(source: str, url: str, rows: Sequence[Row]) -> pa.Table:
         url: of the file.
         rows: with a reason each.
     """
-    lines = [
-        {"source": source, "file": url, "row": row.number, "reason": row.reason, "excerpt": row.excerpt} for row in rows
-    ]
+    lines = [{**_place(source, url, row), "reason": row.reason, "excerpt": row.excerpt} for row in rows]
     return pa.Table.from_pylist(lines, schema=REJECTED_SCHEMA)
 
 
@@ -68,9 +70,7 @@ def contaminated_table(source: str, url: str, rows: Sequence[tuple[Row, list[Ove
     """
     lines = [
         {
-            "source": source,
-            "file": url,
-            "row": row.number,
+            **_place(source, url, row),
             "benchmark": overlap.benchmark,
             "benchmark_file": overlap.file,
             "benchmark_row": overlap.row,
@@ -80,6 +80,10 @@ def contaminated_table(source: str, url: str, rows: Sequence[tuple[Row, list[Ove
         for overlap in overlaps
     ]
     return pa.Table.from_pylist(lines, schema=CONTAMINATED_SCHEMA)
+
+
+def _place(source: str, url: str, row: Row) -> dict[str, Any]:
+    return {"source": source, "file": url, "row": row.number, "thread": row.thread}
 
 
 def first_lines(directory_url: str, files: Sequence[int]) -> list[dict[str, Any]]:

@@ -162,9 +162,10 @@ def _accounting(stages: list[dict[str, Any]]) -> str:
         (
             stage["stage"],
             stage["rows_in"],
+            stage["made"],
             stage["rows_out"],
             ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in stage["gone"].items() if count),
         )
         for stage in stages
     ]
-    return _table(("stage", "rows in", "rows out", "gone"), lines)
+    return _table(("stage", "rows in", "made", "rows out", "gone"), lines)

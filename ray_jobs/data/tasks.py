@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ray_jobs.data.accounting import Counted
 from ray_jobs.data.decontaminate import NgramIndex, Overlap
@@ -37,11 +38,18 @@ from service.spec.source import SourceSpec
 
 CONVERSATIONS, SIGNATURES, TOKENISED, TOKENIZER = "conversations", "signatures", "tokenised", "tokenizer"
 """Directories of a corpus, beside those of `removed_rows`."""
+FILTERED = "filtered"
+"""Why a row is gone, beside the names of those directories."""
 _BATCH = 512
 """Conversations handled at once: bounds a task's memory."""
 
 CONVERSATION_SCHEMA = pa.schema(
-    [("row", pa.int64()), ("roles", pa.list_(pa.string())), ("contents", pa.list_(pa.string()))]
+    [
+        ("row", pa.int64()),
+        ("thread", pa.int32()),
+        ("roles", pa.list_(pa.string())),
+        ("contents", pa.list_(pa.string())),
+    ]
 )
 SIGNATURE_SCHEMA = pa.schema([("minima", pa.binary())])
 TURN_COLUMNS = ("turn_ends", "turn_roles", "turn_answers")
@@ -57,9 +65,11 @@ KEY_SCHEMA = pa.schema(
     [
         ("file", pa.int32()),
         ("row", pa.int64()),
+        ("thread", pa.int32()),
         ("position", pa.int64()),
-        ("is_contaminated", pa.bool_()),
+        ("gone", pa.string()),
         ("content_hash", pa.binary()),
+        ("group_hash", pa.binary()),  # of the row's thread 1: equal for what must not be parted
         ("completion_chars", pa.int64()),
         ("band_keys", pa.binary()),
     ]
@@ -70,6 +80,7 @@ INDEX_SCHEMA = pa.schema(
         ("position", pa.int64()),
         ("source", pa.int32()),
         ("content_hash", pa.binary()),
+        ("group_hash", pa.binary()),
         ("num_tokens", pa.int64()),
         ("num_trained_tokens", pa.int64()),
         ("num_answer_tokens", pa.int64()),  # the trained ones without end tokens
@@ -106,15 +117,16 @@ def read_file(
             where there are such.
 
     Yields:
-        Tables of `KEY_SCHEMA`, one line per raw row; `position` is the conversation's place in the part, and null for a
-        row that is no conversation, or is contaminated.
+        Tables of `KEY_SCHEMA`, one line per raw row, of a tree of messages one per thread. `position` is the
+        conversation's place in the part; or it is null, and `gone` says why: `rejected` is what is no conversation,
+        `filtered` a row of which the source's form leaves all out, `contaminated` what overlaps with a benchmark.
     """
     [item] = batch.to_pylist()
     number = item.pop("file")
     file = SourceFile(**item)
     source = data.sources[file.source]
     reader = RowReader(source.form, source.replace) if isinstance(source, SourceSpec) else RowReader("messages")
-    position, num_lines = 0, 0
+    position, num_rows = 0, 0
     raw_rows = Counted(read_rows(file, reader.columns))
     with (
         parquet_writer(part_url(f"{corpus_url}/{CONVERSATIONS}", number), CONVERSATION_SCHEMA) as writer,
@@ -124,17 +136,21 @@ def read_file(
     ):
         for rows in batches(normalised(raw_rows, reader), _BATCH):
             bad = [row for row in rows if row.reason is not None]
-            good, contaminated = _split([row for row in rows if row.reason is None], benchmarks)
+            good, contaminated = _split([row for row in rows if row.conversation], benchmarks)
+            filtered = [row for row in rows if row.reason is None and not row.conversation]
             writer.write_table(_conversation_table(good))
             reject(rejected_table(source.name, file.url, bad))
             report(contaminated_table(source.name, file.url, contaminated))
-            gone = [(row, False) for row in bad] + [(row, True) for row, _ in contaminated]
+            gone = {REJECTED: bad, FILTERED: filtered, CONTAMINATED: [row for row, _ in contaminated]}
             bands, minima = _sign(good, data.dedup, source.duplicates)
             write_signatures(pa.table([pa.array(minima, pa.binary())], schema=SIGNATURE_SCHEMA))
-            yield _keys(number, position, good, gone, bands)
-            position, num_lines = position + len(good), num_lines + len(good) + len(gone)
-    if num_lines != raw_rows.count:
-        raise AssertionError(f"{raw_rows.count} rows of {file.url} were read, {num_lines} came out")
+            keys = _keys(number, position, good, gone, bands)
+            if len(keys) != len(rows):
+                raise AssertionError(f"{len(rows)} conversations or bad rows of {file.url}, {len(keys)} came out")
+            yield keys
+            position, num_rows = position + len(good), num_rows + pc.sum(pc.equal(keys["thread"], 1)).as_py()
+    if num_rows != raw_rows.count:
+        raise AssertionError(f"{raw_rows.count} rows of {file.url} were read, {num_rows} came out")
 
 
 def _split(rows: Sequence[Row], benchmarks: NgramIndex | None) -> tuple[Sequence[Row], list[tuple[Row, list[Overlap]]]]:
@@ -166,22 +182,28 @@ def _keys(
     file: int,
     first_position: int,
     good: Sequence[Row],
-    gone: Sequence[tuple[Row, bool]],
+    gone: Mapping[str, Sequence[Row]],
     bands: Sequence[bytes | None],
 ) -> pa.Table:
+    hashes = [_content_hash(row.conversation) for row in good]
     lines: list[dict[str, Any]] = [
         {
             "file": file,
             "row": row.number,
+            "thread": row.thread,
             "position": position,
-            "content_hash": _content_hash(row.conversation),
-            "is_contaminated": False,
+            "content_hash": content_hash,
+            "group_hash": content_hash if row.thread == 1 else _content_hash(row.first),
             "completion_chars": sum(len(turn.content) for turn in row.conversation if turn.role == "assistant"),
             "band_keys": band,
         }
-        for position, (row, band) in enumerate(zip(good, bands, strict=True), first_position)
+        for position, (row, content_hash, band) in enumerate(zip(good, hashes, bands, strict=True), first_position)
     ]
-    lines += [{"file": file, "row": row.number, "is_contaminated": is_contaminated} for row, is_contaminated in gone]
+    lines += [
+        {"file": file, "row": row.number, "thread": row.thread, "gone": why}
+        for why, rows in gone.items()
+        for row in rows
+    ]
     return pa.Table.from_pylist(lines, schema=KEY_SCHEMA)
 
 
@@ -193,6 +215,7 @@ def _conversation_table(rows: Sequence[Row]) -> pa.Table:
     lines = [
         {
             "row": row.number,
+            "thread": row.thread,
             "roles": [turn.role for turn in row.conversation],
             "contents": [turn.content for turn in row.conversation],
         }
@@ -215,7 +238,7 @@ def tokenise_file(batch: pa.Table, data: DataSpec, corpus_url: str) -> Iterator[
     A source's system prompt comes in here, behind deduplication: it would make short conversations near-duplicates.
 
     Args:
-        batch: one line: `file`, `source`, `kept` (positions), `content_hashes` (of the kept).
+        batch: one line: `file`, `source`, `kept` (positions), `content_hashes` and `group_hashes` (of the kept).
         data: the spec.
         corpus_url: whose conversation parts and tokenizer to read, and whose tokenised parts to write.
 
@@ -240,7 +263,10 @@ def tokenise_file(batch: pa.Table, data: DataSpec, corpus_url: str) -> Iterator[
                 np.full(size, item["file"], dtype=np.int32),
                 np.arange(position, position + size),
                 np.full(size, item["source"], dtype=np.int32),
-                pa.array(item["content_hashes"][start : start + size], pa.binary()),
+                *(
+                    pa.array(item[name][start : start + size], pa.binary())
+                    for name in ("content_hashes", "group_hashes")
+                ),
                 [len(r.tokens) for r in rendered],
                 [int(r.trained.sum()) for r in rendered],
                 [int(r.borders.answers.sum()) for r in rendered],

@@ -15,7 +15,9 @@ _ANSWER_CHARS = 240
 _SKIPPED_SHOWN = 5
 _COUNT_TITLES = {
     "rows_read": "rows",
+    "further_threads": "more threads",
     "rows_rejected": "malformed",
+    "rows_filtered": "filtered",
     "rows_contaminated": "contaminated",
     "rows_over_cap": "over cap",
     "exact_duplicates": "exact dup.",
@@ -30,7 +32,7 @@ _FIT_TITLES = {
     "too_long": "dropped",
     "no_trained_token": "train nothing",
 }
-_RARE_COUNTS = ("rows_contaminated", "rows_over_cap")
+_RARE_COUNTS = ("further_threads", "rows_filtered", "rows_contaminated", "rows_over_cap")
 """Columns for those whom they concern."""
 
 
@@ -78,8 +80,9 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _sources(data: dict[str, Any]) -> Table:
-    rare = [name for name in _RARE_COUNTS if any(source[name] for source in data["sources"])]
-    counts = ["rows_read", "rows_rejected", *rare, "exact_duplicates", "near_duplicates", "rows_kept"]
+    counts = [
+        name for name in _COUNT_TITLES if name not in _RARE_COUNTS or any(source[name] for source in data["sources"])
+    ]
     table = _table("\nWhat came in", "source", "category", *(_COUNT_TITLES[name] for name in counts))
     for source in data["sources"]:
         table.add_row(source["name"], source["category"], *(f"{source[count]:,}" for count in counts))

@@ -70,7 +70,7 @@ class DataSpec(SpecModel):
     sources: tuple[Source, ...]
     """What to read."""
     on_bad_row: Literal["fail", "skip"] = "fail"
-    """A malformed row stops the job, or is left out, counted and listed with its place and the reason. A conversation
+    """A malformed row stops the job, or is left out, counted and listed with its place and the reason. A row
     of more than 4,194,304 characters is malformed, too."""
     decontaminate: DecontaminateSpec | None = None
     """Removal of what overlaps with evaluation sets, before deduplication; null removes nothing."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from string import Formatter
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
 
@@ -58,24 +58,58 @@ class ColumnsForm(SpecModel):
     """Column of the system turn; a row where it is missing, null or empty has none."""
 
 
-class TurnsForm(SpecModel):
+class MessageFields(SpecModel):
+    """Where a message holds what it says, and who says it."""
+
+    role: ColumnName = "role"
+    """Field of a message that says whose it is."""
+    content: ColumnName = "content"
+    """Field of a message with its text."""
+    roles: dict[str, Role] = Field(default={role: role for role in get_args(Role)})
+    """Role by what the field says; a conversation with any other speaker is malformed."""
+
+    @model_validator(mode="after")
+    def _has_assistant(self) -> Self:
+        if "assistant" not in self.roles.values():
+            raise conflict("roles", "makes nobody the assistant")
+        return self
+
+
+class TurnsForm(MessageFields):
     """A row holds a list of turns under any name."""
 
     kind: Literal["turns"]
     turns: ColumnName
     """Column with the list."""
-    role: ColumnName = "role"
-    """Field of a turn that says whose it is."""
-    content: ColumnName = "content"
-    """Field of a turn with its text."""
-    roles: dict[str, Role] = Field(default={role: role for role in get_args(Role)})
-    """Role by what the field says; a row with any other speaker is malformed."""
 
-    @model_validator(mode="after")
-    def _has_assistant(self) -> TurnsForm:
-        if "assistant" not in self.roles.values():
-            raise conflict("roles", "makes nobody the assistant")
-        return self
+
+class TreeForm(MessageFields):
+    """A row holds a tree of messages, each with the replies to it; the defaults are Open Assistant's names.
+
+    A conversation, or thread, goes from the root to an assistant's message behind which no other of the assistant's
+    comes.
+    """
+
+    kind: Literal["tree"]
+    root: ColumnName = "prompt"
+    """Column with the first message."""
+    replies: ColumnName = "replies"
+    """Field of a message with the list of its replies; it may be missing or null."""
+    role: ColumnName = "role"
+    content: ColumnName = "text"
+    roles: dict[str, Role] = Field(default={"prompter": "user", "assistant": "assistant"})
+    rank: ColumnName = "rank"
+    """Field of a message with its place among its siblings, a number, the best the lowest. Siblings without one come
+    last, and those of one rank in the file's order."""
+    threads: Literal["best", "all"] = "best"
+    """Which conversations a tree gives: the one that takes the best reply each time, or all. Turns that several share
+    are trained with each of them."""
+    language: ColumnName = "lang"
+    """Field of a message with its language."""
+    languages: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Languages to take; by default all. A message in another is left out with all replies to it."""
+    exclude: dict[ColumnName, bool | str] = Field(default={"deleted": True, "review_result": False})
+    """Messages to leave out with all replies to them: those of which one of these fields has this value."""
 
 
 class TextsForm(SpecModel):
@@ -92,9 +126,12 @@ def _form_tag(form: Any) -> str | None:
     return form.get("kind") if isinstance(form, dict) else getattr(form, "kind", None)
 
 
-_FORMS = f"{', '.join(get_args(NamedForm))}, or a mapping of kind columns, turns"
+_FORMS = f"{', '.join(get_args(NamedForm))}, or a mapping of kind columns, turns, tree"
 RowForm = Annotated[
-    Annotated[NamedForm, Tag("named")] | Annotated[ColumnsForm, Tag("columns")] | Annotated[TurnsForm, Tag("turns")],
+    Annotated[NamedForm, Tag("named")]
+    | Annotated[ColumnsForm, Tag("columns")]
+    | Annotated[TurnsForm, Tag("turns")]
+    | Annotated[TreeForm, Tag("tree")],
     Discriminator(_form_tag),
 ]
 
@@ -139,6 +176,7 @@ class BenchmarkSpec(FileSet):
         Annotated[NamedForm, Tag("named")]
         | Annotated[ColumnsForm, Tag("columns")]
         | Annotated[TurnsForm, Tag("turns")]
+        | Annotated[TreeForm, Tag("tree")]
         | Annotated[TextsForm, Tag("texts")],
         Discriminator(_form_tag, "unknown_form", f"unknown form; known: {_FORMS}, texts"),
     ]
@@ -172,8 +210,8 @@ class SourceSpec(FileSet, SourceBase):
 
     kind: Literal["files"] = "files"
     form: RowForm
-    """How a row holds its conversation: the name of a common form, or a mapping of columns (`kind: columns`) or of a
-    list of turns (`kind: turns`)."""
+    """How a row holds its conversation: the name of a common form, or a mapping of columns (`kind: columns`), of a list
+    of turns (`kind: turns`) or of a tree of messages (`kind: tree`), which may hold several."""
     replace: dict[str, str] = Field(default={})
     """Literal text to replace in every turn, such as an end-of-text marker by nothing; all at once, of two that fit at
     one place the longer."""

@@ -11,11 +11,11 @@ from ray_jobs.data.accounting import Counted, Ledger
 
 def test_stages_that_add_up_are_told_with_what_went_where() -> None:
     ledger = Ledger(["a", "b"])
-    ledger.stage("read", Counter({0: 5, 1: 3}), Counter({0: 4, 1: 2}), bad=Counter({0: 1, 1: 1}))
+    ledger.stage("read", Counter({0: 5, 1: 1}), Counter({0: 4, 1: 2}), Counter({1: 2}), bad=Counter({0: 1, 1: 1}))
     ledger.stage("dedup", Counter({0: 4, 1: 2}), Counter({0: 2, 1: 2}), near=Counter({0: 1}), exact=Counter({0: 1}))
     assert ledger.stages == [
-        {"stage": "read", "rows_in": 8, "rows_out": 6, "gone": {"bad": 2}},
-        {"stage": "dedup", "rows_in": 6, "rows_out": 4, "gone": {"near": 1, "exact": 1}},
+        {"stage": "read", "rows_in": 6, "made": 2, "rows_out": 6, "gone": {"bad": 2}},
+        {"stage": "dedup", "rows_in": 6, "made": 0, "rows_out": 4, "gone": {"near": 1, "exact": 1}},
     ]
 
 
@@ -26,6 +26,14 @@ def test_a_lost_or_made_up_row_stops_the_run(on: dict[int, int], bad: dict[int, 
     """The third case has the right total: one source's row has become the other's."""
     with pytest.raises(AssertionError, match="stage 'read' lost rows of source"):
         Ledger(["a", "b"]).stage("read", Counter({0: 5, 1: 3}), Counter(on), bad=Counter(bad))
+
+
+@pytest.mark.parametrize("made", [{}, {0: 1}, {0: 3}, {1: 2}])
+def test_conversations_that_a_row_gave_beyond_one_must_add_up(made: dict[int, int]) -> None:
+    rows_in, on = Counter({0: 2, 1: 2}), Counter({0: 4, 1: 2})
+    with pytest.raises(AssertionError, match="stage 'read' lost rows of source"):
+        Ledger(["a", "b"]).stage("read", rows_in, on, Counter(made))
+    Ledger(["a", "b"]).stage("read", rows_in, on, Counter({0: 2}))
 
 
 def test_a_row_lost_between_two_stages_stops_the_run() -> None:

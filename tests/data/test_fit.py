@@ -65,7 +65,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     url = str(tmp_path_factory.mktemp("corpus"))
     words_tokenizer(Path(url, "tokenizer"))
     lines = [
-        {"row": row, "roles": [turn.role for turn in conversation], "contents": [turn.content for turn in conversation]}
+        {
+            "row": row,
+            "thread": 1,
+            "roles": [turn.role for turn in conversation],
+            "contents": [turn.content for turn in conversation],
+        }
         for row, conversation in enumerate(CONVERSATIONS, 1)
     ]
     data = spec("truncate").data
@@ -75,7 +80,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
             writer.write_table(pa.Table.from_pylist(lines, CONVERSATION_SCHEMA))
         kept = list(range(len(lines)))
         hashes = [bytes([number]) * 16 for number in kept]
-        item = {"file": file, "source": file, "kept": kept, "content_hashes": hashes}
+        item = {"file": file, "source": file, "kept": kept, "content_hashes": hashes, "group_hashes": hashes}
         tables += tokenise_file(pa.Table.from_pylist([item]), data, url)
     with parquet_writer(f"{url}/{INDEX_FILE}", INDEX_SCHEMA) as writer:
         writer.write_table(pa.concat_tables(tables))
@@ -147,6 +152,7 @@ def test_packed_documents_are_rendered_conversations_and_every_row_is_counted(
     assert fit == {
         "stage": "fit",
         "rows_in": 2 * len(CONVERSATIONS),
+        "made": 0,
         "rows_out": 2 * len(CONVERSATIONS) - sum(gone.values()),
         "gone": gone,
     }

@@ -10,14 +10,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_jobs.data.formats import MAX_CHARS, ROLES, Conversation, NotAConversationError, RowReader, Turn
+from ray_jobs.data.formats import (
+    MAX_CHARS,
+    ROLES,
+    Conversation,
+    NotAConversationError,
+    RowReader,
+    Turn,
+    require_order,
+)
 from service.spec.source import ColumnsForm, NamedForm, RowForm, TurnsForm
 
 ASKED = (Turn("user", "Who?"), Turn("assistant", "Me."))
 
 
 def to_conversation(row: Any, form: RowForm) -> Conversation:
-    return RowReader(form).read(row)
+    [conversation] = RowReader(form).read(row)
+    require_order(conversation)
+    return conversation
 
 
 @pytest.mark.parametrize(
@@ -136,12 +146,12 @@ def test_turns_of_any_name_make_a_conversation() -> None:
 
 def test_replacement_is_literal_and_all_at_once() -> None:
     reader = RowReader("prompt_completion", {"\\n": "\n", "a.": "b", "a.c": "a.", "</s>": ""})
-    assert reader.read({"prompt": r"a\nb", "completion": "a.c a. abc</s>"}) == (
-        Turn("user", "a\nb"),
-        Turn("assistant", "a. b abc"),
-    )
+    assert reader.read({"prompt": r"a\nb", "completion": "a.c a. abc</s>"}) == [
+        (Turn("user", "a\nb"), Turn("assistant", "a. b abc"))
+    ]
+    [emptied] = reader.read({"prompt": "a", "completion": "</s>"})
     with pytest.raises(NotAConversationError, match="the last assistant turn is empty"):
-        reader.read({"prompt": "a", "completion": "</s>"})
+        require_order(emptied)
 
 
 @pytest.mark.parametrize(

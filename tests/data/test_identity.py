@@ -146,7 +146,9 @@ def test_the_file_is_named_by_what_decides_it_and_written_once(tmp_path: Path) -
     assert (file.source, file.format, told[-1]) == (2, "jsonl", (8, 8))
     with fsspec.open(file.url) as stream:
         lines = [json.loads(line) for line in stream]
-    assert [RowReader("messages").read(line) for line in lines] == write_identity(spec(num_examples=8), "")
+    assert [RowReader("messages").read(line) for line in lines] == [
+        [row] for row in write_identity(spec(num_examples=8), "")
+    ]
     assert {line["origin"] for line in lines} == {"template"}
     path = Path(file.url)
     path.write_text("kept")

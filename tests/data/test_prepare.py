@@ -582,6 +582,60 @@ def test_every_kind_of_malformed_input_ends_as_a_listed_row(document: dict[str, 
     assert prepared.manifest["packing"]["documents"] - clean.manifest["packing"]["documents"] in (0, 1)
 
 
+def answer(text: str, *replies: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    return {"role": "assistant", "text": text, "lang": "en", "replies": list(replies), **fields}
+
+
+def test_trees_give_several_conversations_and_every_one_is_accounted_for(
+    document: dict[str, Any], tmp_path: Path
+) -> None:
+    """40 trees of three threads, a copy of the third, one in German, one without an answer, one with a broken one."""
+    trees = [
+        answer(text(n), *(answer(text(1000 * reply + n, 60), rank=reply) for reply in (1, 2, 3)), role="prompter")
+        for n in range(7000, 7040)
+    ]
+    german = {**trees[0], "lang": "de"}
+    broken = answer(text(1), answer(text(2), answer(text(3))), answer(text(4, 60)), role="prompter")
+    rows = [*trees, trees[2], german, {**trees[0], "replies": []}, broken]
+    write_jsonl(tmp_path / "trees.jsonl", [{"prompt": tree} for tree in rows])
+    write_jsonl(tmp_path / "benchmark.jsonl", [{"text": trees[1]["replies"][1]["text"]}])
+    form = {"kind": "tree", "threads": "all", "languages": ["en"]}
+    source = {"name": "trees", "category": "general", "form": form, "uri": f"{tmp_path}/trees.jsonl"}
+    benchmark = {"name": "b", "uri": f"{tmp_path}/benchmark.jsonl", "form": {"kind": "texts", "columns": ["text"]}}
+    document["data"] |= {"on_bad_row": "skip", "sources": [source], "held_out_fraction": 0.4}
+    document["data"]["decontaminate"] = {"against": [benchmark]}
+    prepared = run(document, tmp_path / "prepared")
+    [counts] = prepared.manifest["sources"]
+    assert {name: counts[name] for name in counts if name not in ("name", "category", "files")} == {
+        "rows_read": 44,
+        "further_threads": 41 * 2 + 1,
+        "rows_rejected": 2,
+        "rows_filtered": 1,
+        "rows_contaminated": 1,
+        "rows_over_cap": 0,
+        "exact_duplicates": 3,
+        "near_duplicates": 0,
+        "rows_kept": 40 * 3,
+    }
+    read = prepared.manifest["accounting"][0]
+    assert (read["rows_in"], read["made"], read["rows_out"]) == (44, 83, 123)
+    assert read["gone"] == {"rows_rejected": 2, "rows_filtered": 1, "rows_contaminated": 1}
+    assert [(row["row"], row["thread"]) for row in prepared.manifest["rejected_rows"]] == [(43, 1), (44, 1)]
+    [contaminated] = prepared.manifest["decontamination"]["rows"]
+    assert (contaminated["row"], contaminated["thread"]) == (2, 2)
+    receipt = pq.read_table(prepared.manifest["dedup"]["receipt_url"]).to_pylist()
+    places = ("row", "thread", "kept_row", "kept_thread")
+    assert [tuple(line[name] for name in places) for line in receipt] == [(41, n, 3, n) for n in (1, 2, 3)]
+    first_turns = []
+    for name in ("train", "held_out"):
+        found = [np.frombuffer(tokens, np.int32).tolist() for _, tokens, _ in documents(rows_of(prepared, name))]
+        first_turns.append({tuple(tokens[: tokens.index(1)]) for tokens in found})
+    train, held_out = first_turns
+    assert len(train | held_out) == 41
+    assert not train & held_out, "no tree is on both sides"
+    assert min(len(train), len(held_out)) > 5
+
+
 def test_what_overlaps_with_a_benchmark_is_removed_before_its_duplicates_are(
     document: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 import yaml
 
-from ray_jobs.data.formats import RowReader
+from ray_jobs.data.formats import RowReader, require_order
 from ray_jobs.data.raw_rows import read_rows
 from ray_jobs.data.sources import SourceFile, find_files
 from service.spec.job import JobSpec
@@ -66,7 +66,8 @@ def test_every_row_of_every_source_is_a_conversation(directory: Path) -> None:
         assert isinstance(source, SourceSpec)
         for row in read_rows(file):
             assert row.reason is None
-            RowReader(source.form).read(row.value)
+            [conversation] = RowReader(source.form).read(row.value)
+            require_order(conversation)
             counts[source.category] += 1
     assert set(counts) == {"code", "general", "math"}
     assert min(counts.values()) > 200

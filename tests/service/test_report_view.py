@@ -20,9 +20,12 @@ def shown(table: Any) -> str:
 
 def test_rare_reasons_have_a_column_where_they_occur() -> None:
     plain = {"name": "a", "category": "code", **COUNTS, "rows_contaminated": 0, "rows_over_cap": 0}
+    plain |= {"further_threads": 0, "rows_filtered": 0}
     assert "over cap" not in shown(_sources({"sources": [plain]}))
     text = shown(_sources({"sources": [plain, plain | {"name": "b", "rows_over_cap": 1234}]}))
     assert "over cap" in text
+    assert "more threads" not in text
+    assert "more threads" in shown(_sources({"sources": [plain | {"further_threads": 5}]}))
     assert "contaminated" not in text
     assert "1,234" in text
 

@@ -72,6 +72,9 @@ def test_defaults_are_the_recipe(job_document: dict[str, Any]) -> None:
             "data.sources.0.form.roles.A",
         ),
         ("data.sources.0.form", {"kind": "turns", "turns": "t", "roles": {"A": "user"}}, "data.sources.0.form.roles"),
+        ("data.sources.0.form", {"kind": "tree", "threads": "some"}, "data.sources.0.form.threads"),
+        ("data.sources.0.form", {"kind": "tree", "languages": []}, "data.sources.0.form.languages"),
+        ("data.sources.0.form", {"kind": "tree", "roles": {"A": "user"}}, "data.sources.0.form.roles"),
         ("data.sources.0.header", [], "data.sources.0.header"),
         ("data.sources.0.form", {"kind": "texts", "columns": ["a"]}, "data.sources.0.form"),
         ("data.sources.0.kind", "magic", "data.sources.0"),
@@ -159,7 +162,7 @@ def test_the_spec_in_the_guide_to_data_parses(tmp_path: Path) -> None:
     guide = (ROOT / "docs" / "data.md").read_text()
     (tmp_path / "job.yaml").write_text(guide.partition("```yaml\n")[2].partition("```")[0])
     data = load_spec(tmp_path / "job.yaml").data
-    assert [source.kind for source in data.sources] == ["files", "files", "files", "identity"]
+    assert [source.kind for source in data.sources] == [*["files"] * 4, "identity"]
     named = set(re.findall(r"`(\w+)`", guide)) - {"data", "skip", "rejected_rows_url", "exact"}
     known = str(DataSpec.model_json_schema())
     assert [name for name in sorted(named) if f"'{name}'" not in known] == [], "fields that the guide speaks of"
