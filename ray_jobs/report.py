@@ -52,6 +52,7 @@ def build_report(run: RunDirectory, spec: JobSpec, prepared: PreparedData, confi
             "num_active_params": config.num_active_params(),
         },
         "train": _training(events, spec),
+        "proofs": [{"attempt": e.attempt, **e.data} for e in events if e.type == "train.proofs"],
         "held_out": held_out,
         "samples": _samples(run),
         "export": committed_export(run),

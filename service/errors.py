@@ -108,6 +108,13 @@ class NonFiniteLossError(SleddogError, ArithmeticError):
     fault = "numerics"
 
 
+class ProofError(SleddogError, ArithmeticError):
+    """A run whose arithmetic, data or count of steps is not what it must be; the message tells what was measured."""
+
+    code = "proof_failed"
+    fault = "numerics"
+
+
 class BackendUnavailableError(SleddogError, ConnectionError):
     """The Ray cluster did not answer."""
 

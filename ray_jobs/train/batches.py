@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from torch import Tensor
 from moe.attention import Documents
 from moe.model import PackedBatch
 from ray_jobs.data.packed_rows import PackedRow
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -37,15 +40,22 @@ class RowOrder:
     global_batch_rows: int
     seed: int
 
+    @property
+    def num_positions(self) -> int:
+        """Length of the stream."""
+        return self.num_rows * self.epochs
+
+    def rows_between(self, start: int, stop: int) -> np.ndarray:
+        """Row numbers at positions [start, stop) of the stream, as far as it goes; int64."""
+        epochs = range(start // self.num_rows, min(self.epochs, -(-stop // self.num_rows)))
+        parts = [self._order(e)[max(0, start - e * self.num_rows) : stop - e * self.num_rows] for e in epochs]
+        return np.concatenate([np.empty(0, dtype=np.int64), *parts])
+
     def rows_of_step(self, step: int) -> list[int | None]:
         """Row numbers of a whole global batch; None past the end of the stream."""
         start = step * self.global_batch_rows
-        positions = range(start, start + self.global_batch_rows)
-        orders = {epoch: self._order(epoch) for epoch in {p // self.num_rows for p in positions} if epoch < self.epochs}
-        return [
-            int(orders[p // self.num_rows][p % self.num_rows]) if p // self.num_rows in orders else None
-            for p in positions
-        ]
+        rows: list[int | None] = self.rows_between(start, start + self.global_batch_rows).tolist()
+        return rows + [None] * (self.global_batch_rows - len(rows))
 
     def epoch_of_step(self, step: int) -> float:
         """Epochs completed when the step begins, as a fraction."""
@@ -55,7 +65,7 @@ class RowOrder:
         return np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)
 
 
-def share_of_worker(rows: Sequence[int | None], rank: int, num_workers: int) -> Sequence[int | None]:
+def share_of_worker(rows: Sequence[Row], rank: int, num_workers: int) -> Sequence[Row]:
     """The consecutive part of a global batch that one worker computes; all parts are equally long."""
     share = len(rows) // num_workers
     return rows[rank * share : (rank + 1) * share]

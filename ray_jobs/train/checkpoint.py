@@ -69,11 +69,13 @@ class Manifest:
 
     Attributes:
         state: at the time of the checkpoint.
+        data: `ray_jobs.train.cursor.data_cursor`, which tells the rows that it has trained on.
         shards: size in bytes and SHA-256 of each shard, by name.
         parameters: of each trained parameter the fragments: start, length, shard; sorted.
     """
 
     state: TrainingState
+    data: dict[str, Any]
     shards: dict[str, dict[str, Any]]
     parameters: dict[str, list[list[Any]]]
 
@@ -136,25 +138,26 @@ def read_manifest(url: str) -> Manifest | None:
     sizes = {file.rpartition("/")[2]: info["size"] for file, info in filesystem.find(path, detail=True).items()}
     try:
         document = json.loads(filesystem.cat_file(f"{path}/{MANIFEST_FILE}"))
-        manifest = Manifest(TrainingState(**document["state"]), document["shards"], document["parameters"])
+        manifest = Manifest(**document | {"state": TrainingState(**document["state"])})
         is_whole = all(sizes.get(name) == shard["bytes"] for name, shard in manifest.shards.items())
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
     return manifest if is_whole else None
 
 
-def write_manifest(url: str, state: TrainingState, shards: Sequence[WrittenShard]) -> None:
+def write_manifest(url: str, state: TrainingState, data: dict[str, Any], shards: Sequence[WrittenShard]) -> None:
     """Make a checkpoint whole, all of its shards being there."""
     parameters: dict[str, list[list[Any]]] = {}
     for shard in shards:
         for name, start, length in shard.fragments:
             parameters.setdefault(name, []).append([start, length, shard.name])
-    document = {
-        "state": asdict(state),
-        "shards": {shard.name: {"bytes": shard.bytes, "sha256": shard.sha256} for shard in shards},
-        "parameters": {name: sorted(fragments) for name, fragments in sorted(parameters.items())},
-    }
-    write_file(f"{url}/{MANIFEST_FILE}", json.dumps(document).encode())
+    manifest = Manifest(
+        state,
+        data,
+        {shard.name: {"bytes": shard.bytes, "sha256": shard.sha256} for shard in shards},
+        {name: sorted(fragments) for name, fragments in sorted(parameters.items())},
+    )
+    write_file(f"{url}/{MANIFEST_FILE}", json.dumps(asdict(manifest)).encode())
 
 
 def take_snapshot(engine: DeepSpeedEngine) -> Snapshot:
@@ -222,12 +225,15 @@ def _sha256(filesystem: AbstractFileSystem, path: str) -> str:
     return digest.hexdigest()
 
 
-def load_checkpoint(engine: DeepSpeedEngine, url: str) -> TrainingState:
+def load_checkpoint(engine: DeepSpeedEngine, url: str) -> Manifest:
     """Restore weights, master weights and moments, on any number of workers; each calls for itself.
 
     Args:
         engine: freshly built, same architecture and same frozen parts.
         url: the checkpoint's directory.
+
+    Returns:
+        The checkpoint's manifest.
 
     Raises:
         FileNotFoundError: files are missing or cut short, perhaps since a moment ago; the engine may be half restored.
@@ -249,7 +255,7 @@ def load_checkpoint(engine: DeepSpeedEngine, url: str) -> TrainingState:
             weights = reader.read("master", place.name, place.offset, place.parameter.numel())
             place.parameter.copy_(weights.view_as(place.parameter))
             _restore_fragment(optimizer, place, weights, reader)
-    return manifest.state
+    return manifest
 
 
 def _restore_fragment(optimizer: torch.optim.Optimizer, place: _Place, weights: Tensor, reader: _Reader) -> None:

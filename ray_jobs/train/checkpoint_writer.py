@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -62,6 +62,7 @@ class Advance:
 class _UnderWay:
     path: str
     state: TrainingState
+    data: dict[str, Any]
     shard: Future[WrittenShard]
     manifest: Future[None] | None = None
 
@@ -88,8 +89,12 @@ class CheckpointWriter:
         self._has_failed = threading.Event()
         self._under_way: _UnderWay | None = None
 
-    def begin(self, state: TrainingState) -> bool:
+    def begin(self, state: TrainingState, data: dict[str, Any]) -> bool:
         """Start a checkpoint of the engine as it is now.
+
+        Args:
+            state: how far the run is.
+            data: the cursor of its rows.
 
         Returns:
             False if the last one is still under way, and none was started.
@@ -99,7 +104,7 @@ class CheckpointWriter:
         path = f"attempt-{self._attempt}/{state.step:08d}-{self._token}"
         snapshot, url, rank = take_snapshot(self._engine), f"{self._url}/{path}", dist.get_rank()
         shard = self._thread.submit(self._persist, lambda: write_shard(snapshot, url, rank))
-        self._under_way = _UnderWay(path, state, shard)
+        self._under_way = _UnderWay(path, state, data, shard)
         return True
 
     def advance(self) -> Advance:
@@ -138,7 +143,7 @@ class CheckpointWriter:
             return done
 
         def work() -> None:
-            write_manifest(f"{self._url}/{under_way.path}", under_way.state, shards)
+            write_manifest(f"{self._url}/{under_way.path}", under_way.state, under_way.data, shards)
             prune(self._url, self._attempt, self._num_kept)
 
         return self._thread.submit(self._persist, work)

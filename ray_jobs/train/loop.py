@@ -33,10 +33,12 @@ from ray_jobs.train.architecture import load_base, model_config
 from ray_jobs.train.batches import RowOrder, TrainBatch, collate, share_of_worker
 from ray_jobs.train.checkpoint import TrainingState
 from ray_jobs.train.checkpoint_writer import Advance, CheckpointWriter
+from ray_jobs.train.cursor import data_cursor
 from ray_jobs.train.engine import TrainingStep, balancing, build_engine, expert_parallel_group
 from ray_jobs.train.export import committed_step, export
 from ray_jobs.train.guards import Guards, WarningKind, require_progress
-from ray_jobs.train.resume import resume
+from ray_jobs.train.proofs import Proof, prove, prove_step_count, require
+from ray_jobs.train.resume import Resumed, resume
 from ray_jobs.train.schedule import learning_rate, num_steps
 from ray_jobs.train.step import TakenStep, take_step
 from service.spec.event import EventType, Stage
@@ -126,9 +128,13 @@ class Worker:
         for url in resumed.damaged:
             self._warn("checkpoint_damaged", f"{url} is not what was written, and was passed over")
         with self._finishing("train", reused=start == last):
+            if start < last and self.spec.train.proofs:
+                self._settle(start, self._prove(resumed))
             if start == 0 and not self._agree(lambda: self._is_evaluated("before", 0)):
                 self.evaluate("before", 0)
             self.train(resumed.state)
+            if start == last:
+                self._prove_step_count(resumed.state)
         evaluated = self._agree(lambda: self._is_evaluated("after", last))
         self._emit("stage.started", "evaluate")
         with self._finishing("evaluate", reused=evaluated):
@@ -174,10 +180,11 @@ class Worker:
                 self._tell(writer.advance())
                 is_last = after.step == self.total_steps
                 if is_last:
+                    self._prove_step_count(after)
                     self._tell(writer.finish())
                 if is_last or after.step % settings.checkpoint_every_steps == 0:
                     self._flush()
-                    if not writer.begin(after):
+                    if not writer.begin(after, data_cursor(self.order, after.step)):
                         message = f"step {after.step}: the last checkpoint is still being written"
                         self._warn("checkpoint_left_out", message)
             self._tell(writer.finish())
@@ -200,6 +207,26 @@ class Worker:
                 state = state.after(skipped=taken.is_skipped)
                 self._guard(guards, state, taken)
                 yield state
+
+    def _prove(self, resumed: Resumed) -> list[Proof]:
+        return prove(
+            self.step_module,
+            self.rows,
+            self.order,
+            resumed.state.step,
+            categories=self.settings.categories,
+            spec=self.spec.train,
+            saved_cursor=resumed.cursor,
+        )
+
+    def _prove_step_count(self, state: TrainingState) -> None:
+        skipped = state.step - state.updates
+        self._settle(state.step, [prove_step_count(self.engine, self.total_steps, skipped)])
+
+    def _settle(self, step: int, proofs: list[Proof]) -> None:
+        self._emit("train.proofs", "train", step=step, proofs=[proof.describe() for proof in proofs])
+        self._flush()
+        require(proofs)
 
     def _take_step(self, step: int, batches: list[TrainBatch]) -> tuple[TakenStep, dict[str, Any]]:
         categories = self.settings.categories

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 from fsspec.core import url_to_fs
 
-from ray_jobs.train.checkpoint import MANIFEST_FILE, TrainingState, damaged_shards, load_checkpoint, read_manifest
+from ray_jobs.train.checkpoint import (
+    MANIFEST_FILE,
+    Manifest,
+    TrainingState,
+    damaged_shards,
+    load_checkpoint,
+    read_manifest,
+)
 from service.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -26,12 +33,12 @@ class Resumed:
 
     Attributes:
         state: of the checkpoint; of a run that begins where there is none.
-        url: the checkpoint's; None where there is none.
+        cursor: of the rows that the checkpoint has trained on; None where there is none.
         damaged: URLs of newer ones whose content is not what was written.
     """
 
     state: TrainingState
-    url: str | None
+    cursor: dict[str, Any] | None
     damaged: tuple[str, ...]
 
 
@@ -75,9 +82,10 @@ def resume(engine: DeepSpeedEngine, url: str) -> Resumed:
         if False in verdicts:
             damaged.append(checkpoint)
         elif None not in verdicts:
-            states = _everyone(_load_unless_gone(engine, checkpoint))
-            if None not in states:
-                return Resumed(states[0], checkpoint, tuple(damaged))
+            manifest = _load_unless_gone(engine, checkpoint)
+            if all(_everyone(manifest is not None)):
+                assert manifest is not None
+                return Resumed(manifest.state, manifest.data, tuple(damaged))
     if damaged:
         raise CheckpointError(f"all checkpoints are damaged: {', '.join(damaged)}; delete them to begin anew")
     if found[0]:
@@ -103,7 +111,7 @@ def _is_intact(url: str) -> bool | None:
         return None
 
 
-def _load_unless_gone(engine: DeepSpeedEngine, url: str) -> TrainingState | None:
+def _load_unless_gone(engine: DeepSpeedEngine, url: str) -> Manifest | None:
     try:
         return load_checkpoint(engine, url)
     except FileNotFoundError:

@@ -27,6 +27,7 @@ EventType = Literal[
     "stage.finished",
     "rows.skipped",
     "train.started",
+    "train.proofs",
     "train.step",
     "job.warning",
     "checkpoint.saved",
@@ -48,6 +49,9 @@ class Event(BaseModel):
         rows.skipped: `count`, `path` (of a directory of Parquet files that list them all), `rows` (the first ones:
             `source`, `file`, `row`, `reason`, `excerpt`).
         train.started: `start_step`, `total_steps`, `workers` (of `rank`, `pid`, `node_id`).
+        train.proofs: `step` (optimiser steps done), `proofs` (of `name`, `passed`, `measured`, `tolerance`, `detail`;
+            both numbers are null where there is nothing to measure). At each start of the workers, and after the last
+            step.
         train.step: `step` (1-based), `total_steps`, `epoch`, `loss` (nats per trained token), `learning_rate`,
             `gradient_norm` (and its parts `gradient_norm_dense`, `gradient_norm_expert`), `is_skipped` (the gradient is
             not finite, and nothing was changed; what is not finite is null),

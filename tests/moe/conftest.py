@@ -21,9 +21,14 @@ TINY = MoEConfig(
 )
 
 
-def tiny_model(parallel: ExpertParallel | None = None, balancing: Balancing | None = None) -> HybridModel:
+def tiny_model(
+    parallel: ExpertParallel | None = None,
+    balancing: Balancing | None = None,
+    *,
+    activation_checkpointing: bool = False,
+) -> HybridModel:
     """Weights ten times the usual, so that every part of the layer matters to the logits."""
-    model = HybridModel(TINY, parallel, balancing)
+    model = HybridModel(TINY, parallel, balancing, activation_checkpointing=activation_checkpointing)
     initialize(model, seed=0)
     with torch.no_grad():
         for key, tensor in checkpoint_slices(model):

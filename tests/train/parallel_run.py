@@ -33,6 +33,7 @@ from ray_jobs.data.packed_rows import PackedRow
 from ray_jobs.train import step as step_module
 from ray_jobs.train.batches import RowOrder, TrainBatch, collate, share_of_worker
 from ray_jobs.train.checkpoint_writer import CheckpointWriter
+from ray_jobs.train.cursor import data_cursor
 from ray_jobs.train.engine import TrainingStep, build_engine, expert_parallel_group
 from ray_jobs.train.resume import resume
 from service.spec.job import JobSpec
@@ -177,7 +178,7 @@ def main() -> None:
         skipped.append(taken.is_skipped)
         state = state.after(skipped=taken.is_skipped)
         if (step + 1) % 2 == 0:
-            assert writer.begin(state)
+            assert writer.begin(state, data_cursor(order, state.step))
             saved.append(writer.finish().saved[0])  # type: ignore[index]
     writer.close()
     frozen_experts = all(

@@ -64,16 +64,16 @@ def test_a_shard_is_a_safetensors_file_on_any_filesystem(tmp_path: Path) -> None
         assert torch.equal(tensor, WEIGHTS.tensors[key])
     elsewhere = write_shard(WEIGHTS, "memory://checkpoint", 3)
     assert elsewhere == written
-    write_manifest("memory://checkpoint", TrainingState(7, 6), [elsewhere])
+    write_manifest("memory://checkpoint", TrainingState(7, 6), {"rows_consumed": 28}, [elsewhere])
     manifest = read_manifest("memory://checkpoint")
     assert manifest is not None
-    assert manifest.state == TrainingState(7, 6)
+    assert (manifest.state, manifest.data) == (TrainingState(7, 6), {"rows_consumed": 28})
     assert damaged_shards("memory://checkpoint", manifest, [written.name]) == []
 
 
 def test_only_the_newest_stay(writer: CheckpointWriter, tmp_path: Path) -> None:
     for step in (2, 4, 6):
-        assert writer.begin(TrainingState(step, step))
+        assert writer.begin(TrainingState(step, step), {})
         saved = writer.finish().saved
         assert saved is not None
         assert (tmp_path / saved[0]).is_dir()
@@ -86,13 +86,13 @@ def test_one_that_is_due_while_another_is_written_is_left_out(
 ) -> None:
     gate = threading.Event()
     on_storage(gate.wait, monkeypatch)
-    assert writer.begin(TrainingState(2, 2))
-    assert not writer.begin(TrainingState(4, 4))
+    assert writer.begin(TrainingState(2, 2), {})
+    assert not writer.begin(TrainingState(4, 4), {})
     assert writer.advance().saved is None
     gate.set()
     assert writer.finish().saved is not None
     assert steps_on(tmp_path) == [2]
-    assert writer.begin(TrainingState(6, 6))
+    assert writer.begin(TrainingState(6, 6), {})
 
 
 def full_disk() -> None:
@@ -104,7 +104,7 @@ def test_a_storage_that_fails_for_a_while_delays_a_checkpoint(
 ) -> None:
     failures = [full_disk] * 3
     on_storage(lambda: failures.pop()() if failures else None, monkeypatch)
-    writer.begin(TrainingState(2, 2))
+    writer.begin(TrainingState(2, 2), {})
     advance = writer.finish()
     assert advance.is_delayed
     assert advance.saved is not None
@@ -115,7 +115,7 @@ def test_a_storage_that_fails_for_good_ends_the_run(
     writer: CheckpointWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_storage(full_disk, monkeypatch)
-    writer.begin(TrainingState(2, 2))
+    writer.begin(TrainingState(2, 2), {})
     with pytest.raises(StorageError, match="No space left on device"):
         writer.finish()
     assert steps_on(tmp_path) == []
@@ -124,7 +124,7 @@ def test_a_storage_that_fails_for_good_ends_the_run(
 def checkpoint(directory: Path, step: int, *, whole: bool = True) -> None:
     shard = write_shard(WEIGHTS, str(directory), 0)
     if whole:
-        write_manifest(str(directory), TrainingState(step, step), [shard])
+        write_manifest(str(directory), TrainingState(step, step), {}, [shard])
 
 
 def test_torn_and_old_ones_of_this_attempt_and_earlier_ones_go(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from service.spec.job import JobSpec
 SCRIPT = "tests.train.driver_run"
 ROOT = Path(__file__).parents[2]
 
+PROOFS = ["router_gradient", "balance_loss", "gradient", "packing", "data"]
+
 
 def test_the_cause_of_an_ended_run_is_found() -> None:
     torn = CheckpointError("torn", "model.base")
@@ -120,6 +122,12 @@ def test_a_later_attempt_does_only_what_is_left(document: dict[str, Any], tmp_pa
     assert second["report"]["train"]["steps_taken_twice"] == 0
     exported = Path(second["report"]["export"]["path"])
     assert ModelCard.load(exported / "README.md").data.model_name == "small"
+    started, ended, again = second["report"]["proofs"]
+    assert [proof["name"] for proof in started["proofs"]] == PROOFS
+    assert all(proof["measured"] <= proof["tolerance"] for proof in started["proofs"][1:])
+    assert (ended["step"], ended["proofs"][0]["name"]) == (total, "steps")
+    assert (again["attempt"], again["step"]) == (2, total), "who finds all steps taken counts them too"
+    assert again["proofs"] == ended["proofs"]
 
 
 @pytest.mark.ray

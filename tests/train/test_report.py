@@ -65,6 +65,7 @@ def test_two_attempts_make_one_report(run: RunDirectory, job_document: dict[str,
     story.finish(10, 1, "prepare", reused=False, rows=7)
     story.tell(10, 1, "stage.started", "train")
     story.tell(15, 1, "train.started", "train", workers=WORKERS)
+    story.tell(16, 1, "train.proofs", "train", step=0, proofs=[{"name": "data", "passed": True}])
     story.step(20, 1, 1, 4.0)
     story.step(22, 1, 2, 3.9)
     story.tell(50, 2, "stage.started", "prepare")

@@ -27,7 +27,7 @@ def write_checkpoint(directory: Path, step: int) -> Path:
         content, name = bytes(3 + rank), f"shard-{rank:05d}.safetensors"
         (directory / name).write_bytes(content)
         shards[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    manifest = Manifest(TrainingState(step, updates=step - 1), shards, {})
+    manifest = Manifest(TrainingState(step, updates=step - 1), {"step": step}, shards, {})
     (directory / MANIFEST_FILE).write_text(json.dumps(asdict(manifest)))
     return directory
 
@@ -76,7 +76,7 @@ def test_the_step_counter_lies_beside_the_weights(tmp_path: Path) -> None:
     module = nn.Module()
     module.model = SimpleNamespace(parallel=None)  # type: ignore[assignment]
     engine: Any = SimpleNamespace(optimizer=optimizer, module=module)
-    assert load_checkpoint(engine, str(write_checkpoint(tmp_path / "checkpoint", 6))) == TrainingState(6, updates=5)
+    assert load_checkpoint(engine, str(write_checkpoint(tmp_path / "checkpoint", 6))).state == TrainingState(6, 5)
     assert adam.state[partition]["step"].shape == ()
     assert {value.device.type for value in adam.state[partition].values()} == {"meta"}
 
@@ -86,14 +86,14 @@ def _resume(rank: int, directory: str, gone_everywhere: bool) -> None:
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
     loaded = []
 
-    def load(_engine: object, url: str) -> TrainingState:
+    def load(_engine: object, url: str) -> Manifest:
         manifest = read_manifest(url)
         assert manifest is not None
         step = manifest.state.step
         if gone_everywhere or (rank == 1 and step == 100):
             raise FileNotFoundError(url)
         loaded.append(step)
-        return manifest.state
+        return manifest
 
     ray_jobs.train.resume.load_checkpoint = load
     if rank == 1:  # only worker 0 looks
@@ -101,6 +101,7 @@ def _resume(rank: int, directory: str, gone_everywhere: bool) -> None:
     engine: Any = None
     try:
         found = resume(engine, f"{directory}/checkpoints")
+        assert found.cursor == ({"step": found.state.step} if found.state.step else None)
         outcome: Any = [found.state.step, [Path(url).name for url in found.damaged]]
     except FileNotFoundError:
         outcome = "gone"
