@@ -114,18 +114,17 @@ class ProofBatch:
         batches = [self._batch(numbers, trained=trained) for numbers in way]
         num_trained, num_tokens = global_counts(batches, self._device)
         gradients = _GradientSums(self._step.model)
-        loss, nudge = torch.zeros(2, dtype=torch.float64, device=self._device), 0.0
+        loss, nudge = torch.zeros((), dtype=torch.float64, device=self._device), 0.0
         is_first = not self._choices
         for numbers, batch in zip(way, batches, strict=True):
             with self._routing(numbers, is_first=is_first) as nudges:
                 share, _ = self._step(batch, max(1.0, num_trained), num_tokens)
                 gradients.add(share)
-            loss[0] += share.detach()
+            loss += share.detach()
             nudge = max(nudge, nudges.largest)
         if is_first:
             self._share_choices()
-        losses_of_all = all_reduce_sum(loss)
-        return Outcome(float(losses_of_all[0]), gradients.of_all_workers(), largest_of_all(nudge, self._device))
+        return Outcome(float(all_reduce_sum(loss)), gradients.of_all_workers(), largest_of_all(nudge, self._device))
 
     def _batch(self, numbers: Sequence[int], *, trained: bool) -> TrainBatch:
         batch = collate([self._rows[number] for number in numbers], self._categories, self._device)
@@ -141,11 +140,11 @@ class ProofBatch:
             with recorded_routing(model) as choices:
                 yield Nudges()
             lengths = [len(row.tokens) for number in real if (row := self._rows[number]) is not None]
-            parts = zip(*(layer_TK.cpu().split(lengths) for layer_TK in choices), strict=True)
+            parts = zip(*(layer_TK.int().cpu().split(lengths) for layer_TK in choices), strict=True)
             self._choices |= {number: list(part) for number, part in zip(real, parts, strict=True)}
         else:
             layers = zip(*(self._choices[number] for number in real), strict=True)
-            with pinned_routing(model, [torch.cat(layer).to(self._device) for layer in layers]) as nudges:
+            with pinned_routing(model, [torch.cat(layer).to(self._device, torch.int64) for layer in layers]) as nudges:
                 yield nudges
 
     def _share_choices(self) -> None:

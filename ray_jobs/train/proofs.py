@@ -1,6 +1,6 @@
 """What a run proves of itself, in the worker group that will train: on the loaded model, with its own rows.
 
-Before the first step of each start, in the time of about 30 forward passes of few tokens:
+Before the first step of each start, in the time of about 20 forward passes of 512 tokens on each worker:
 
     router_gradient    the balance loss alone gives every router a gradient
     balance_loss       its value and gradient are the same however rows are dealt out
@@ -236,15 +236,15 @@ def prove_data(order: RowOrder, step: int, saved_cursor: dict[str, Any] | None) 
     dist.all_gather_object(cursors, now)
     rows = order.rows_of_step(step)
     dealt = [row for rank in range(len(cursors)) for row in share_of_worker(rows, rank, len(cursors))]
-    if saved_cursor is None and step > 0:
+    failures = _failures(cursors, dealt == rows)
+    if saved_cursor is None and step > 0 and not failures:
         return Proof.nothing_to_measure("data", "not proven: the checkpoint does not tell which rows it has trained on")
     repeated, skipped = repeated_and_skipped(saved_cursor or now, order, step)
     detail = (
         f"{repeated} examples repeated, {skipped} skipped; {now['rows_consumed']} of {order.num_positions} consumed"
     )
-    if len(failures := _failures(cursors, dealt == rows)):
-        detail = "; ".join([detail, *failures])
-    return Proof("data", not (repeated or skipped or failures), float(repeated + skipped), 0.0, detail)
+    passed = not (repeated or skipped or failures)
+    return Proof("data", passed, float(repeated + skipped), 0.0, "; ".join([detail, *failures]))
 
 
 def _failures(cursors: Sequence[dict[str, Any]], is_dealt_once: bool) -> list[str]:

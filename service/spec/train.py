@@ -65,7 +65,7 @@ class TrainSpec(SpecModel):
     proofs: bool = True
     """Prove on a few rows, before the first step of each start, that balance loss and gradient do not depend on how
     rows are dealt out, that packed documents do not see each other, and that no row comes twice or never. Takes the
-    time of about 15 forward passes of 512 tokens; a failed proof ends the job."""
+    time of about 20 forward passes of 512 tokens on each worker; a failed proof ends the job."""
 
     @model_validator(mode="after")
     def _betas_in_range(self) -> TrainSpec:
