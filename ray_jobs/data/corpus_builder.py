@@ -1,8 +1,8 @@
 """Building a corpus: Ray Data tasks handle text, the driver what links their results.
 
 Text is handled in `ray_jobs.data.tasks`; the driver holds ids, hashes and band keys, and of text only what it shows
-and, a part at a time, what it trains a tokenizer on. Results come back in any order and are sorted by file and row, so
-nothing depends on scheduling.
+and, a row group at a time, what it trains a tokenizer on. Results come back in any order and are sorted by file and
+row, so nothing depends on scheduling.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +22,7 @@ from ray_jobs.data.decontaminate import NgramIndex
 from ray_jobs.data.dedup import Duplicates
 from ray_jobs.data.duplicates import RECEIPT_FILE, DuplicateSearch, Rows
 from ray_jobs.data.mixture import within_cap
-from ray_jobs.data.parquet_files import parquet_writer, part_url, read_parquet
+from ray_jobs.data.parquet_files import parquet_writer, part_url, read_row_groups
 from ray_jobs.data.removed_rows import CONTAMINATED, REJECTED, first_lines, rows_of_benchmarks
 from ray_jobs.data.resumable import (
     SHA256,
@@ -330,11 +329,13 @@ class CorpusBuilder:
         return dict(self._read_texts(keys, indices))
 
     def _read_texts(self, keys: pa.Table, indices: Sequence[int]) -> Iterator[tuple[int, str]]:
-        """Some conversations' index and text, in order of a sorted index: one part at a time is in memory."""
-        places = keys.select(["file", "position"]).take(pa.array(indices, pa.int64())).to_pydict()
-        lines = zip(indices, places["file"], places["position"], strict=True)
-        for file, mine in groupby(lines, key=lambda line: line[1]):
-            part = read_parquet(part_url(f"{self._url}/{CONVERSATIONS}", file), ["roles", "contents"])
-            for index, _, position in mine:
-                [conversation] = read_conversations(part.slice(position, 1))
-                yield index, conversation_text(conversation)
+        """Some conversations' index and text, in order of a sorted index: one row group at a time is in memory."""
+        chosen = keys.select(["file", "position"]).take(pa.array(indices, pa.int64()))
+        files, positions = chosen["file"].to_numpy(), chosen["position"].to_numpy()
+        for file in np.unique(files).tolist():
+            mine, first = np.flatnonzero(files == file), 0
+            for group in read_row_groups(part_url(f"{self._url}/{CONVERSATIONS}", file), ["roles", "contents"]):
+                here = mine[slice(*np.searchsorted(positions[mine], [first, first + group.num_rows]))]
+                conversations = read_conversations(group.take(positions[here] - first))
+                yield from zip((indices[line] for line in here), map(conversation_text, conversations), strict=True)
+                first += group.num_rows

@@ -125,3 +125,16 @@ def read_parquet(url: str, columns: Sequence[str] | None = None) -> pa.Table:
     filesystem, path = url_to_fs(url)
     with filesystem.open(path, "rb") as stream:
         return pq.read_table(stream, columns=columns)
+
+
+def read_row_groups(url: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Read a file one row group at a time, in order.
+
+    Args:
+        url: of the file.
+        columns: to read.
+    """
+    filesystem, path = url_to_fs(url)
+    with filesystem.open(path, "rb") as stream, pq.ParquetFile(stream) as file:
+        for group in range(file.metadata.num_row_groups):
+            yield file.read_row_group(group, columns=columns)

@@ -25,7 +25,7 @@ from ray_jobs.data.corpus_builder import CorpusBuilder, _FileTask
 from ray_jobs.data.duplicates import DuplicateSearch
 from ray_jobs.data.packed_rows import PackedRow, PackedRows
 from ray_jobs.data.packing_report import Written
-from ray_jobs.data.parquet_files import read_parquet
+from ray_jobs.data.parquet_files import read_parquet, read_row_groups
 from ray_jobs.data.prepare import PreparedData, prepare
 from ray_jobs.data.row_set import RowSetWriter
 from ray_jobs.data.tasks import INDEX_SCHEMA, tokenise_file
@@ -377,22 +377,24 @@ def test_a_file_that_changes_while_it_is_read_fails_and_is_not_kept(document: di
     assert caught.value.field == "model.tokenizer"
 
 
-def test_text_of_one_part_at_a_time_is_read_for_the_tokenizer(
+def test_text_of_one_row_group_at_a_time_is_read_for_the_tokenizer(
     document: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts: list[weakref.ref[pa.Table]] = []
+    parts: list[str] = []
+    groups: list[weakref.ref[pa.Table]] = []
     alive: list[int] = []
 
-    def counted(url: str, columns: Sequence[str] | None = None) -> pa.Table:
-        table = read_parquet(url, columns)
-        parts.append(weakref.ref(table))
-        alive.append(sum(part() is not None for part in parts))
-        return table
+    def counted(url: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+        parts.append(url)
+        for table in read_row_groups(url, columns):
+            groups.append(weakref.ref(table))
+            alive.append(sum(group() is not None for group in groups))
+            yield table
 
-    monkeypatch.setattr("ray_jobs.data.corpus_builder.read_parquet", counted)
+    monkeypatch.setattr("ray_jobs.data.corpus_builder.read_row_groups", counted)
     document["data"]["dedup"] = None
     run(document, tmp_path / "prepared")
-    assert len(parts) == 3, "each part is read once"
+    assert len(set(parts)) == len(parts) == 3, "each part is read once"
     assert max(alive) <= 2, "the one that is read and the one before it"
 
 
