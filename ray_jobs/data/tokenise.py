@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
 from ray_jobs.data.cutting import TurnBorders
 from ray_jobs.data.formats import ROLES, Conversation, Turn
@@ -45,6 +44,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int, directory: Path) -> None:
         vocab_size: pieces at most, special ones included.
         directory: to write to.
     """
+    from transformers import PreTrainedTokenizerFast  # it takes a second, and tasks do without it
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
