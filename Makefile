@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock run serve check format test test-fast bench clean
+.PHONY: help install lock run serve check format test test-fast bench bench-peers bench-scale clean
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -55,9 +55,23 @@ test: $(INSTALLED) ## Run all tests
 test-fast: $(INSTALLED) ## Run the tests that need no cluster and take seconds
 	$(BIN)/pytest -m "not ray and not slow"
 
-bench: $(INSTALLED) ## Measure the MoE layer and a training step beside their peers
+bench: $(INSTALLED) ## Measure model, training step and data beside their peers
 	$(BIN)/python benchmarks/moe/layer.py
 	$(BIN)/python benchmarks/moe/step.py
+	$(BIN)/python benchmarks/data/packing.py
+	$(BIN)/python benchmarks/data/dedup.py
+	$(BIN)/python benchmarks/data/dedup_ray.py
+
+# axolotl pins other versions of what this project needs; its packing works with these.
+bench-peers: $(INSTALLED) ## Install what the benchmarks of data compare with
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[bench]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps axolotl==0.19.0
+
+EXAMPLES ?= 100000
+TOKENS_PER_EXAMPLE ?= 300
+
+bench-scale: $(INSTALLED) ## Prepare EXAMPLES (100000) of TOKENS_PER_EXAMPLE (300), stage by stage
+	$(BIN)/python benchmarks/data/pipeline.py --examples $(EXAMPLES) --tokens-per-example $(TOKENS_PER_EXAMPLE) $(FLAGS)
 
 clean: ## Remove what was made here, the installed packages too
 	rm -rf .venv .sleddog examples/quickstart-data
