@@ -19,7 +19,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from moe.attention import Documents, LayerCache, Spans
-from moe.dispatch import ExpertParallel
 from moe.model import HybridModel, PackedBatch
 from moe.sampling import GREEDY, Sampling, choose
 
@@ -36,8 +35,8 @@ def generate(
 ) -> list[list[int]]:
     """Continue each prompt until a stop token or the length limit.
 
-    With experts spread over processes, all of them must call with the same arguments, and all get the same answers:
-    those that the first one's `generator` gives.
+    With experts spread over processes, all of them must call, each with prompts of its own, many, few or none: a
+    process whose answers have ended goes along without a token of its own, since its experts serve the others.
 
     Args:
         model: any dtype, in evaluation mode (a capacity factor drops tokens in training mode); not modified.
@@ -57,13 +56,13 @@ def generate(
     limits = _limits(prompts, max_new_tokens, model.config.max_positions)
     answers: list[list[int]] = [[] for _ in prompts]
     running = [index for index, limit in enumerate(limits) if limit]
-    if not running:
-        return answers
-    cache = _Cache(model, len(running), max(len(prompts[index]) + limits[index] for index in running))
+    cache = _Cache(model, len(running), max((len(prompts[index]) + limits[index] for index in running), default=0))
     new_tokens = [prompts[index] for index in running]
-    while running:
-        logits_NV = _next_logits(model, cache, new_tokens)
-        chosen = _agreed(choose(logits_NV, sampling, generator), model.parallel)
+    while _any_running(model, len(running)):
+        if not running:
+            _go_along(model)
+            continue
+        chosen = choose(_next_logits(model, cache, new_tokens), sampling, generator).tolist()
         going_on = []
         for place, (index, token) in enumerate(zip(running, chosen, strict=True)):
             if token not in stop_tokens:
@@ -121,13 +120,17 @@ def _next_logits(model: HybridModel, cache: _Cache, new_tokens: Sequence[Sequenc
     return logits_NV
 
 
-def _agreed(tokens_N: Tensor, parallel: ExpertParallel) -> list[int]:
-    """The choices of the group's first process.
+def _any_running(model: HybridModel, num_running: int) -> bool:
+    """Whether any process of the group has a sequence that goes on; all must call."""
+    group = model.parallel.group
+    if group is None:
+        return num_running > 0
+    total_1 = torch.tensor([num_running], device=model.lm_head.weight.device)
+    dist.all_reduce(total_1, group=group)
+    return bool(total_1.item())
 
-    The processes' hidden states differ in the last bits, so a near-tie can fall differently; one that stops earlier
-    than the others would leave them waiting for its experts.
-    """
-    if parallel.group is not None:
-        dist.broadcast(tokens_N, group=parallel.group, group_src=0)
-    chosen: list[int] = tokens_N.tolist()
-    return chosen
+
+def _go_along(model: HybridModel) -> None:
+    """Take part in a step without a sequence: one token, of no row."""
+    token_T = torch.zeros(1, dtype=torch.int64, device=model.lm_head.weight.device)
+    model(PackedBatch(token_T, Documents.from_lengths([1], token_T.device), (0,)))

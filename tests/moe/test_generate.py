@@ -175,27 +175,34 @@ def test_sampled_answers_follow_from_the_seed_and_greedy_ones_from_nothing(model
     assert sampled(0, Sampling(temperature=1e-6)) == generate(model, PROMPTS, NUM_NEW, [])
 
 
-def _generate_disagreeing(rank: int, directory: str) -> None:
+def _generate_own(rank: int, directory: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
     torch.set_num_threads(1)
     model = tiny_model(ExpertParallel(dist.group.WORLD))
-    if rank == 1:
-        torch.nn.init.zeros_(model.lm_head.weight)
-    greedy = generate(model, PROMPTS, NUM_NEW, [0])
+    own = ([PROMPTS[0], PROMPTS[2]], [PROMPTS[1]])[rank]
+    limit = (NUM_NEW, 3)[rank]
     generator = torch.Generator().manual_seed(rank)
-    sampled = generate(model, PROMPTS, NUM_NEW, [0], sampling=RANDOM, generator=generator)
-    torch.save((greedy, sampled), f"{directory}/answers-{rank}")
+    answers = [
+        generate(model, own, limit, []),
+        generate(model, own[:rank], NUM_NEW, []),
+        generate(model, own, limit, [], sampling=RANDOM, generator=generator),
+    ]
+    torch.save(answers, f"{directory}/answers-{rank}")
     dist.destroy_process_group()
 
 
-def test_processes_that_would_choose_otherwise_follow_the_first(model: HybridModel, tmp_path: Path) -> None:
-    """The second one would stop at once, and leave the first waiting for its experts."""
-    torch.multiprocessing.spawn(_generate_disagreeing, (str(tmp_path),), nprocs=2)
-    answers = [torch.load(tmp_path / f"answers-{rank}") for rank in range(2)]
-    generator = torch.Generator().manual_seed(0)
-    sampled = generate(model, PROMPTS, NUM_NEW, [0], sampling=RANDOM, generator=generator)
-    assert answers[0] == answers[1] == (generate(model, PROMPTS, NUM_NEW, [0]), sampled)
-    assert all(answers[0][0])
+def test_processes_that_share_experts_answer_prompts_of_their_own(model: HybridModel, tmp_path: Path) -> None:
+    """One ends after three tokens, then one has no prompt at all: it goes along, or the other waits for its experts."""
+    torch.multiprocessing.spawn(_generate_own, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"answers-{rank}") for rank in range(2))
+    expected = expected_answers(model)
+
+    def sampled(prompts: list[list[int]], limit: int, seed: int) -> list[list[int]]:
+        generator = torch.Generator().manual_seed(seed)
+        return generate(model, prompts, limit, [], sampling=RANDOM, generator=generator)
+
+    assert first == [[expected[0], expected[2]], [], sampled([PROMPTS[0], PROMPTS[2]], NUM_NEW, 0)]
+    assert second == [[expected[1][:3]], [expected[1]], sampled([PROMPTS[1]], 3, 1)]
 
 
 def test_frozen_moe_trains_only_the_dense_part(model: HybridModel) -> None:
