@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from service.spec.base import SpecModel, conflict
+from service.spec.endpoint import EndpointSpec
 from service.spec.source import SourceBase
 
 Fact = Annotated[str, Field(min_length=1, max_length=500)]
@@ -64,25 +65,11 @@ class IdentityTemplate(SpecModel):
     answers: tuple[IdentityText, ...] = Field(min_length=1)
 
 
-class ParaphraseSpec(SpecModel):
-    """Rewording by a language model, at any endpoint that speaks OpenAI's chat completions."""
+class ParaphraseSpec(EndpointSpec):
+    """Rewording by a language model."""
 
-    base_url: str = Field(pattern=r"^https?://[^\s/]+(/\S*)?$")
-    """Of the API, up to `/chat/completions`: `http://localhost:8000/v1`."""
-    model: str = Field(min_length=1)
-    """Name of the model there."""
-    api_key_env: str | None = Field(default=None, pattern=r"^[A-Z_][A-Z0-9_]{0,63}$")
-    """Name of the environment variable that holds the key, on the cluster's head node; never the key."""
     fraction: float = Field(default=0.5, gt=0, le=1)
     """Share of the examples to reword. A rewording that loses a fact is thrown away and the example kept."""
-    temperature: float = Field(default=1, ge=0, le=2)
-    """Of the sampling."""
-    timeout_s: float = Field(default=60, gt=0)
-    """Seconds to wait for one answer."""
-    max_retries: int = Field(default=5, ge=0, le=20)
-    """Tries after the first, when the endpoint is busy, down or out of reach."""
-    num_parallel: int = Field(default=8, ge=1, le=64)
-    """Requests at a time."""
 
 
 class IdentitySourceSpec(SourceBase):

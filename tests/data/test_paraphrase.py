@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,52 +16,21 @@ from ray_jobs.data.identity_files import identity_file
 from ray_jobs.data.paraphrase import Paraphraser
 from service.errors import EndpointError, InvalidSpecError
 from service.spec.identity import IdentityFacts, IdentitySourceSpec, ParaphraseSpec
+from tests.chat_server import Answer, ChatServer
 
 FACTS = IdentityFacts(name="Husky", maker="Nordic Sled Works", created="in May 2031")
 CONVERSATION = (Turn("user", "Who are you?"), Turn("assistant", "I am Husky, by Nordic Sled Works."))
 FIELD = "data.sources.0.paraphrase"
 GOOD = ["And you are?", "Husky is my name, and Nordic Sled Works made me."]
 
-Answer = tuple[int, Any]
-"""A status, and what the model says, or the whole body if it is no text."""
 
-
-class Server:
+class Server(ChatServer):
     """Answers each request with what `answer` makes of the texts that it was sent."""
 
     def __init__(self) -> None:
-        self.requests: list[tuple[dict[str, str], dict[str, Any]]] = []
+        super().__init__()
         self.answer: Callable[[list[str]], Answer] = lambda _: (200, json.dumps(GOOD))
-        self.headers: dict[str, str] = {}
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                server.requests.append((dict(self.headers), body))
-                status, said = server.answer(json.loads(body["messages"][-1]["content"]))
-                if self.path != "/v1/chat/completions":
-                    status = 404
-                document = {"choices": [{"message": {"content": said}}]} if isinstance(said, str) else said
-                content = json.dumps(document).encode()
-                self.send_response(status)
-                for name, value in {"content-length": str(len(content)), **server.headers}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        self.reply = lambda content: self.answer(json.loads(content))
 
 
 @pytest.fixture
