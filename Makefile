@@ -1,11 +1,11 @@
-# Everything a newcomer or CI runs. Needs Python 3.11 and make, nothing else.
+# Everything a newcomer or CI runs. Needs Python 3.11 and make; the tests of generated code need bubblewrap too.
 
 PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock run serve check format test test-fast bench bench-peers bench-scale clean
+.PHONY: help install lock run serve check format test test-fast bench bench-peers bench-scale clean system-packages
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -17,6 +17,9 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
+
+system-packages: ## Install bubblewrap, the sandbox for generated code, on Debian or Ubuntu as root
+	command -v bwrap > /dev/null || (apt-get update -q && apt-get install -q -y bubblewrap)
 
 # The local part of a version, such as +cpu, names a build of one machine's index; the pin must hold on any.
 lock: ## Pin anew, in a fresh .venv, what pyproject.toml allows today

@@ -67,9 +67,16 @@ class EmptyDataError(SleddogError, ValueError):
 
 
 class EndpointError(SleddogError, ConnectionError):
-    """A language model that data is written with does not answer."""
+    """A language model that data is written or answers are rated with does not answer."""
 
     code = "endpoint_unavailable"
+    fault = "infrastructure"
+
+
+class SandboxUnavailableError(SleddogError, RuntimeError):
+    """Code that a model wrote cannot be isolated here, so it is not run."""
+
+    code = "sandbox_unavailable"
     fault = "infrastructure"
 
 
