@@ -6,12 +6,14 @@ taken again after a restart counts once, with its last values.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from fsspec.core import url_to_fs
 
 from moe.config import MoEConfig
 from ray_jobs.data.prepare import PreparedData
+from ray_jobs.evaluate.run import read_summaries
 from ray_jobs.run_directory import RunDirectory
 from ray_jobs.train.export import committed_export
 from ray_jobs.train.loop import HELD_OUT_FILE, SAMPLES_FILE
@@ -39,7 +41,8 @@ def build_report(run: RunDirectory, spec: JobSpec, prepared: PreparedData, confi
         config: the model's architecture.
     """
     events = read_events(run)
-    held_out = {when: (run.read_json(HELD_OUT_FILE.format(when=when)) or {}).get("loss", {}) for when in _WHEN}
+    whens = _whens(events)
+    held_out = {when: (run.read_json(HELD_OUT_FILE.format(when=when)) or {}).get("loss", {}) for when in whens}
     return {
         "job_id": run.job_id,
         "name": spec.name,
@@ -54,12 +57,20 @@ def build_report(run: RunDirectory, spec: JobSpec, prepared: PreparedData, confi
         "train": _training(events, spec),
         "proofs": [{"attempt": e.attempt, **e.data} for e in events if e.type == "train.proofs"],
         "held_out": held_out,
+        "evaluation": read_summaries(run, spec.evaluate, whens),
         "samples": _samples(run),
         "export": committed_export(run),
     }
 
 
 _WHEN = ("before", "after")
+
+
+def _whens(events: list[Event]) -> list[str]:
+    """All times of evaluation, in order."""
+    told: dict[str, Any] = {str(e.data["when"]): e.data["step"] for e in events if e.type == "eval.held_out"}
+    steps: dict[str, float] = told | dict(zip(_WHEN, (-math.inf, math.inf), strict=True))
+    return sorted(steps, key=lambda when: steps[when])
 
 
 def _stages(events: list[Event]) -> list[dict[str, Any]]:

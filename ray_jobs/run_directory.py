@@ -3,7 +3,8 @@
     <root>/<job id>/spec.json            the JobSpec
                     events/*.jsonl       immutable numbered segments (`service.spec.event`)
                     checkpoints/         Ray Train's storage, a folder an attempt
-                    evals/*.json         held-out loss and samples, before and after
+                    evals/*.json         held-out loss and samples, before, during and after
+                    evaluation/<when>/   benchmarks: every sample, and a summary a task
                     exports/<try>/       a Hugging Face checkpoint
                     exports/<try>.json   says that it is whole and verified; none is before
                     report.json          the outcome

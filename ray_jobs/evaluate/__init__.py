@@ -1,1 +1,1 @@
-"""Held-out loss and generated samples."""
+"""Held-out loss, generated samples and benchmarks."""

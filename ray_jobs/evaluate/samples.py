@@ -6,16 +6,15 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerFast
 
-from moe.generate import generate
 from moe.model import HybridModel
-from ray_jobs.evaluate.mode import evaluating
+from ray_jobs.evaluate.language_model import LanguageModel
 from service.errors import InvalidSpecError
 
 
 def answer(
     model: HybridModel, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], max_new_tokens: int
 ) -> list[dict[str, str]]:
-    """Answer each prompt as a conversation's first turn, all in one batch; all workers must call, and all get the same.
+    """Answer each prompt as a conversation's first turn; all workers must call, and all get the same.
 
     Args:
         model: not modified.
@@ -29,19 +28,12 @@ def answer(
     Raises:
         InvalidSpecError: a prompt is longer than the model's positions.
     """
-    conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    tokens = [
-        tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        for messages in conversations
-    ]
+    language_model = LanguageModel(model, tokenizer, batch_size=max(1, len(prompts)))
+    tokens = [language_model.prompt([{"role": "user", "content": prompt}]) for prompt in prompts]
     limit = model.config.max_positions
     for index, prompt_tokens in enumerate(tokens):
         if len(prompt_tokens) > limit:
             message = f"has {len(prompt_tokens)} tokens with the chat template, but the model {limit} positions"
             raise InvalidSpecError(message, f"evaluate.prompts.{index}")
-    with evaluating(model):
-        answers = generate(model, tokens, max_new_tokens, [tokenizer.eos_token_id])
-    return [
-        {"prompt": prompt, "completion": tokenizer.decode(answer_tokens, skip_special_tokens=True)}
-        for prompt, answer_tokens in zip(prompts, answers, strict=True)
-    ]
+    answers = language_model.continue_tokens(tokens, max_new_tokens)
+    return [{"prompt": prompt, "completion": said.text} for prompt, said in zip(prompts, answers, strict=True)]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ from moe.freeze import freeze_moe
 from moe.model import HybridModel
 from ray_jobs.data.packed_rows import PackedRows
 from ray_jobs.evaluate.held_out import held_out_losses
+from ray_jobs.evaluate.language_model import LanguageModel
+from ray_jobs.evaluate.run import evaluate_tasks
 from ray_jobs.evaluate.samples import answer
 from ray_jobs.run_directory import CHECKPOINTS_DIRECTORY, EventWriter, RunDirectory, local_directory
 from ray_jobs.train.architecture import load_base, model_config
@@ -187,6 +190,7 @@ class Worker:
                     if not writer.begin(after, data_cursor(self.order, after.step)):
                         message = f"step {after.step}: the last checkpoint is still being written"
                         self._warn("checkpoint_left_out", message)
+                self._evaluate_if_due(after.step)
             self._tell(writer.finish())
 
     def _take_steps(self, state: TrainingState) -> Iterator[TrainingState]:
@@ -260,8 +264,16 @@ class Worker:
         groups = [rows[start : start + size] for start in range(0, len(rows), size)]
         return [collate(group, self.settings.categories, self.device) for group in groups]
 
+    def _evaluate_if_due(self, step: int) -> None:
+        """Evaluate within training, as often as the spec says; the last step is left to the stage behind it."""
+        every, when = self.spec.evaluate.every_steps, f"step-{step}"
+        if every is None or step % every or step == self.total_steps:
+            return
+        if not self._agree(lambda: self._is_evaluated(when, step)):
+            self.evaluate(when, step)
+
     def evaluate(self, when: str, step: int) -> None:
-        """Measure the held-out loss and answer the prompts, before or after training.
+        """Measure the held-out loss, answer the prompts and run the tasks, before, during or after training.
 
         The files are written last, when the events are out: they say that it was done. Attempts that overlap may both
         write them; the weights of a step are the same in both, so it does not matter who is last.
@@ -269,6 +281,9 @@ class Worker:
         losses = held_out_losses(self.step_module, self.held_out, self.settings.categories)
         evaluate = self.spec.evaluate
         samples = answer(self.step_module.model, self.tokenizer, evaluate.prompts, evaluate.max_new_tokens)
+        model = LanguageModel(self.step_module.model, self.tokenizer, evaluate.batch_size)
+        tell = partial(self._emit, "eval.task", "evaluate")
+        evaluate_tasks(evaluate, model, self.run, when=when, step=step, seed=self.spec.seed, tell=tell)
         self._emit("eval.held_out", "evaluate", when=when, step=step, loss=losses)
         self._emit("eval.samples", "evaluate", when=when, step=step, samples=samples)
         self._flush()

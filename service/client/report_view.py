@@ -43,6 +43,7 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         _training(report["train"], report["model"]),
         _balance(report["train"]),
         _held_out(report["held_out"], report["data"]),
+        *_evaluation(report.get("evaluation", [])),
         *(_sample(sample) for sample in report["samples"]),
         _outcome(report),
     ]
@@ -166,6 +167,32 @@ def _held_out(held_out: dict[str, dict[str, float]], data: dict[str, Any]) -> Ta
         change = f"{(after - before) / before:+.1%}"
         table.add_row(category, f"{examples[category]:,}", f"{before:.3f}", f"{after:.3f}", change)
     return table
+
+
+def _evaluation(summaries: list[dict[str, Any]]) -> list[RenderableType]:
+    """Each task's scores before and after training, and why a task failed."""
+    if not summaries:
+        return []
+    table = _table("\nEvaluation, mean ± standard error", "task", "metric", "n", "before", "after")
+    found = {(line["task"], line["when"]): line["metrics"] for line in summaries}
+    for task in dict.fromkeys(line["task"] for line in summaries):
+        before, after = (found.get((task, when), {}) for when in ("before", "after"))
+        for name in after or before:
+            n = (after or before)[name]["n"]
+            table.add_row(escape(task), escape(name), f"{n:,}", _score(before.get(name)), _score(after.get(name)))
+    failures = [
+        f"{escape(line['task'])} {line['when']}: [red]failed[/red] {escape(line['reason'])}"
+        for line in summaries
+        if line["status"] == "failed"
+    ]
+    return [table, *failures]
+
+
+def _score(metric: dict[str, Any] | None) -> str:
+    if metric is None:
+        return "-"
+    error = metric["standard_error"]
+    return f"{metric['score']:.3f}" + ("" if error is None else f" ± {error:.3f}")
 
 
 def _sample(sample: dict[str, str]) -> str:

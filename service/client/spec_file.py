@@ -60,6 +60,10 @@ def _make_absolute(document: dict[str, Any], directory: Path) -> None:
     data, model = document.get("data"), document.get("model")
     for source in _list_in(data, "sources") + _list_in(_in(data, "decontaminate"), "against"):
         _join(source, "uri", directory)
+    for task in _list_in(document.get("evaluate"), "tasks"):
+        _join(task, "uri", directory)
+        _join(task, "include_path", directory)
+        _join(_in(task, "few_shot"), "uri", directory)
     if isinstance(model, dict):
         _join(model, "base", directory)
         _join(model.get("base"), "path", directory)

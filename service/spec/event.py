@@ -33,6 +33,7 @@ EventType = Literal[
     "checkpoint.saved",
     "eval.held_out",
     "eval.samples",
+    "eval.task",
     "job.failed",
     "job.finished",
 ]
@@ -60,9 +61,11 @@ class Event(BaseModel):
             that readers may ignore.
         job.warning: `kind` (`ray_jobs.train.guards.WarningKind`); the event's `message` says what; the job goes on.
         checkpoint.saved: `step`, `path` (below the run's `checkpoints/`; only the newest ones are kept).
-        eval.held_out: `when` (before, after), `step`, `loss` (nats per trained token, by category).
-        eval.samples: `when`, `step`, `samples` (of `prompt`, `completion`). Both evaluations may come twice, the same,
-            when a worker dies at that moment.
+        eval.held_out: `when` (before, step-<n>, after), `step`, `loss` (nats per trained token, by category).
+        eval.samples: `when`, `step`, `samples` (of `prompt`, `completion`).
+        eval.task: `when`, `step`, `task`, `kind`, `status` (succeeded, failed), `reason` (of the failure), `samples`
+            (how many), `verdicts` (how many of each), `metrics` (by name: `score`, `standard_error`, `n`). All
+            evaluations may come twice, the same, when a worker dies at that moment.
         job.failed: `code`, `fault`, `field`; the reason is the event's `message`.
         job.finished: `report` (the path of the report).
     """

@@ -10,8 +10,9 @@ from pydantic import Field, model_validator
 from moe.config import PRESETS
 from service.spec.base import SpecModel, conflict
 from service.spec.data import DataSpec
+from service.spec.evaluate import EvaluateSpec
 from service.spec.model import ModelSpec, PresetBase
-from service.spec.train import EvaluateSpec, ParallelSpec, TrainSpec
+from service.spec.train import ParallelSpec, TrainSpec
 
 
 class JobSpec(SpecModel):

@@ -101,12 +101,3 @@ class ParallelSpec(SpecModel):
         if self.min_workers is not None and self.min_workers > self.num_workers:
             raise conflict("min_workers", f"is more than `num_workers` {self.num_workers}")
         return self
-
-
-class EvaluateSpec(SpecModel):
-    """What is measured before and after training, beside the held-out loss per category."""
-
-    prompts: tuple[str, ...] = ()
-    """Answered greedily before and after, for the reader of the report."""
-    max_new_tokens: int = Field(default=64, ge=1, le=4096)
-    """Length limit of an answer."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from service.client.report_view import _fit, _mixture, _sources, _taken_of_sources
+from service.client.report_view import _evaluation, _fit, _mixture, _sources, _taken_of_sources
 
 COUNTS = {"rows_read": 9, "rows_rejected": 0, "exact_duplicates": 1, "near_duplicates": 2, "rows_kept": 6}
 
@@ -55,3 +55,17 @@ def test_the_trained_share_of_each_source_is_shown() -> None:
     text = shown(_taken_of_sources({"mixture_sources": [used, unused]}))
     for part in ("1,000", "4,000", "25.0%"):
         assert part in text
+
+
+def test_scores_stand_side_by_side_and_a_failure_says_why() -> None:
+    line = {"task": "gsm8k", "kind": "gsm8k", "status": "succeeded", "reason": None}
+    before, after = (
+        {"exact_match": {"score": s, "standard_error": e, "n": 1319}} for s, e in ((0.1, 0.02), (0.5, None))
+    )
+    failed = {"task": "code", "when": "after", "status": "failed", "reason": "no bubblewrap [bwrap]", "metrics": {}}
+    summaries = [line | {"when": "before", "metrics": before}, line | {"when": "after", "metrics": after}, failed]
+    table, *failures = _evaluation(summaries)
+    for part in ("exact_match", "1,319", "0.100 ± 0.020", "0.500"):
+        assert part in shown(table)
+    assert [shown(line).strip() for line in failures] == ["code after: failed no bubblewrap [bwrap]"]
+    assert _evaluation([]) == []

@@ -18,6 +18,11 @@ from tests.conftest import set_at
 ROOT = Path(__file__).parents[2]
 BENCHMARK = {"name": "b", "uri": "file:///b.jsonl", "form": {"kind": "texts", "columns": ["q"]}}
 IDENTITY = {"kind": "identity", "name": "who", "category": "math", "facts": {"name": "N", "maker": "M"}}
+GSM8K = {"kind": "gsm8k", "uri": "file:///gsm8k.jsonl"}
+HUMANEVAL = {"kind": "humaneval", "uri": "file:///humaneval.jsonl"}
+CHOICES = {"kind": "multiple_choice", "uri": "file:///hhh.jsonl"}
+JUDGE = {"base_url": "http://judge/v1", "model": "m"}
+MT_BENCH = {"kind": "mt_bench", "uri": "file:///question.jsonl", "judge": JUDGE}
 TEXTS_COLUMNS = "data.decontaminate.against.0.form.columns"
 
 
@@ -48,6 +53,24 @@ def test_defaults_are_the_recipe(job_document: dict[str, Any]) -> None:
         ("model.card", {"license": "mit", "license_link": "LICENSE"}, "model.card.license_link"),
         ("model.tokenizer.vocab_size", 3, "model.tokenizer.vocab_size"),
         ("data.sources.0.uri", "rows.jsonl", "data.sources.0.uri"),
+        ("evaluate.tasks", [{"kind": "gsm9k"}], "evaluate.tasks.0"),
+        ("evaluate.tasks", [GSM8K | {"uri": "test.jsonl"}], "evaluate.tasks.0.uri"),
+        ("evaluate.tasks", [GSM8K | {"limit": 0}], "evaluate.tasks.0.limit"),
+        ("evaluate.tasks", [GSM8K | {"few_shot": {"uri": "x.jsonl"}}], "evaluate.tasks.0.few_shot.uri"),
+        ("evaluate.tasks", [GSM8K, GSM8K], "evaluate.tasks.1.name"),
+        ("evaluate.tasks", [HUMANEVAL | {"num_samples": 2}], "evaluate.tasks.0.temperature"),
+        ("evaluate.tasks", [HUMANEVAL | {"pass_at": [1, 2]}], "evaluate.tasks.0.pass_at.1"),
+        ("evaluate.tasks", [HUMANEVAL | {"pass_at": []}], "evaluate.tasks.0.pass_at"),
+        ("evaluate.tasks", [CHOICES | {"form": "essay"}], "evaluate.tasks.0.form"),
+        ("evaluate.tasks", [CHOICES | {"form": {"choices": "c", "answer": "a"}}], "evaluate.tasks.0.form.question"),
+        ("evaluate.tasks", [MT_BENCH | {"judge": {"model": "m"}}], "evaluate.tasks.0.judge.base_url"),
+        (
+            "evaluate.tasks",
+            [MT_BENCH | {"judge": JUDGE | {"api_key_env": "sk-7"}}],
+            "evaluate.tasks.0.judge.api_key_env",
+        ),
+        ("evaluate.tasks", [{"kind": "lm_eval", "tasks": []}], "evaluate.tasks.0.tasks"),
+        ("evaluate.every_steps", 0, "evaluate.every_steps"),
         ("data.sources.0.uri", "ftp://host/rows.jsonl", "data.sources.0.uri"),
         ("data.sources.0.form", "poem", "data.sources.0.form"),
         ("data.sources.0.form", {"kind": "poem"}, "data.sources.0.form"),

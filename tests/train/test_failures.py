@@ -18,6 +18,7 @@ from ray_jobs.train.failures import can_restart, cause_of
 from ray_jobs.train.placement import worker_counts
 from service.errors import CheckpointError, InvalidSpecError, NonFiniteLossError, StorageError, WorkerLostError
 from service.spec.job import JobSpec
+from tests.conftest import write_rows
 
 SCRIPT = "tests.train.driver_run"
 ROOT = Path(__file__).parents[2]
@@ -106,13 +107,37 @@ def test_a_group_that_finds_no_room_again_ends_the_run(document: dict[str, Any],
     assert 20 < outcome["seconds"] < 60
 
 
+def tasks(directory: Path) -> list[dict[str, Any]]:
+    """Three questions for two workers that share experts, and a judge that nobody can reach."""
+    questions = [{"question": f"{n} + 1?", "answer": f"#### {n + 1}"} for n in range(3)]
+    judged = [{"question_id": 1, "category": "math", "turns": ["2 + 2?", "Sure?"]}]
+    uris = [f"file://{write_rows(directory / f'{len(rows)}.jsonl', rows)}" for rows in (questions, judged)]
+    judge = {"base_url": "http://127.0.0.1:1", "model": "m", "max_retries": 0}
+    return [
+        {"kind": "gsm8k", "uri": uris[0], "max_new_tokens": 4},
+        {"kind": "mt_bench", "uri": uris[1], "max_new_tokens": 4, "judge": judge},
+    ]
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_later_attempt_does_only_what_is_left(document: dict[str, Any], tmp_path: Path) -> None:
+    document["evaluate"] |= {"every_steps": 8, "tasks": tasks(tmp_path)}
     first, second = drive("attempts", tmp_path / "run", document)
     total = first["report"]["train"]["planned_steps"]
     assert [outcome["steps"] for outcome in (first, second)] == [total, 0]
-    assert [outcome["evaluations"] for outcome in (first, second)] == [["before", "after"], ["after"]]
+    whens = ["before", *(f"step-{step}" for step in range(8, total, 8)), "after"]
+    assert len(whens) > 2
+    assert [outcome["evaluations"] for outcome in (first, second)] == [whens, ["after"]]
+    assert list(first["report"]["held_out"]) == whens
+    evaluation = first["report"]["evaluation"]
+    assert [(line["task"], line["when"]) for line in evaluation] == [
+        (task, when) for task in ("gsm8k", "mt_bench") for when in whens
+    ]
+    assert [line["status"] for line in evaluation] == ["succeeded"] * len(whens) + ["failed"] * len(whens), "it goes on"
+    assert all(line["samples"] == 3 and line["metrics"]["exact_match"]["n"] == 3 for line in evaluation[: len(whens)])
+    assert len((tmp_path / "run/evaluation/after/gsm8k.jsonl").read_text().splitlines()) == 3
+    assert second["report"]["evaluation"] == evaluation, "what was done is not done again"
     stages = ("prepare", "train", "evaluate", "export")
     assert first["reused"] == dict.fromkeys(stages, False)
     assert second["reused"] == {"prepare": True, "train": True, "evaluate": False, "export": True}
