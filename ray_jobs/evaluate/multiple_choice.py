@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from ray_jobs.evaluate.language_model import LanguageModel, Likelihood, Messages
 from ray_jobs.evaluate.results import Metric, Sample, TaskResult
 from ray_jobs.evaluate.rows import Row, read_questions
+from ray_jobs.evaluate.workers import WorkFailedError
 from service.spec.evaluate import ChoicesForm, MultipleChoiceTask
 from service.spec.source import FileSet, template_parts
 
@@ -55,7 +56,11 @@ class MultipleChoice:
         self._examples = _read(few_shot, spec, few_shot.num_examples, f"{field}.few_shot") if few_shot else []
 
     def run(self, model: LanguageModel, seed: int) -> TaskResult:
-        """Compare all choices; all workers must call."""
+        """Compare all choices; all workers must call.
+
+        Raises:
+            WorkFailedError: a choice alone is longer than the model's positions.
+        """
         del seed  # nothing is random
         conversations = [self._conversation(row) for row in self._rows]
         pairs = [
@@ -63,7 +68,10 @@ class MultipleChoice:
             for messages, row in zip(conversations, self._rows, strict=True)
             for choice in row.choices
         ]
-        likelihoods = iter(model.likelihoods(pairs))
+        try:
+            likelihoods = iter(model.likelihoods(pairs))
+        except ValueError as error:  # of the lengths, the same on all workers
+            raise WorkFailedError(str(error)) from error
         samples = [
             _sample(number, row, messages, [next(likelihoods) for _ in row.choices])
             for number, (row, messages) in enumerate(zip(self._rows, conversations, strict=True))

@@ -34,7 +34,7 @@ from typing import Literal
 from service.errors import SandboxUnavailableError
 
 MAX_PROCESSES = 6
-"""Of a program, two of them the sandbox's own; threads count too."""
+"""The program's own, the sandbox's, and four more; threads count too."""
 SCRATCH_BYTES = 16 * 2**20
 MAX_OUTPUT_BYTES = 64 * 2**10
 _PYTHON = "/python/bin/python3"

@@ -9,6 +9,7 @@ import torch
 
 from ray_jobs.evaluate.language_model import LanguageModel
 from ray_jobs.evaluate.multiple_choice import MultipleChoice
+from ray_jobs.evaluate.workers import WorkFailedError
 from service.errors import BadRowError
 from service.spec.evaluate import MultipleChoiceTask
 from tests.evaluate.conftest import WriteRows
@@ -115,3 +116,9 @@ def test_a_row_of_another_kind_is_named(form: Any, row: Any, reason: str, write_
     with pytest.raises(BadRowError, match=reason) as caught:
         task(write_lines("rows.jsonl", [row]), form=form)
     assert caught.value.field == f"{FIELD}.uri"
+
+
+def test_a_choice_that_fits_no_model_fails_the_task(write_lines: WriteRows, language_model: LanguageModel) -> None:
+    object.__setattr__(language_model.model.config, "max_positions", 3)
+    with pytest.raises(WorkFailedError, match="the model takes 3"):
+        task(write_lines("hhh.jsonl", ROWS)).run(language_model, seed=0)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from service.client.spec_file import load_spec
@@ -191,6 +193,15 @@ def test_the_spec_in_the_guide_to_data_parses(tmp_path: Path) -> None:
     assert [name for name in sorted(named) if f"'{name}'" not in known] == [], "fields that the guide speaks of"
 
 
+def test_the_spec_in_the_guide_to_evaluation_parses(job_document: dict[str, Any], tmp_path: Path) -> None:
+    guide = (ROOT / "docs" / "evaluate.md").read_text()
+    job_document |= yaml.safe_load(guide.partition("```yaml\n")[2].partition("```")[0])
+    (tmp_path / "job.json").write_text(json.dumps(job_document))
+    kinds = [task.kind for task in load_spec(tmp_path / "job.json").evaluate.tasks]
+    assert kinds == ["gsm8k", "humaneval", "multiple_choice", "mt_bench", "lm_eval"]
+    assert [kind for kind in kinds if f"| `{kind}` |" not in guide] == []
+
+
 def test_spec_files_resolve_paths_against_themselves(tmp_path: Path) -> None:
     (tmp_path / "job.toml").write_text(
         """
@@ -245,3 +256,14 @@ def test_odd_spec_files_are_refused_by_name(tmp_path: Path, name: str, content: 
         load_spec(tmp_path / name)
     assert reason in str(caught.value)
     assert name in str(caught.value)
+
+
+def test_paths_of_benchmarks_are_taken_from_the_specs_file(job_document: dict[str, Any], tmp_path: Path) -> None:
+    few_shot = GSM8K | {"uri": "test.jsonl", "few_shot": {"uri": "train.jsonl"}}
+    harness = {"kind": "lm_eval", "tasks": ["own"], "include_path": "tasks"}
+    job_document["evaluate"]["tasks"] = [few_shot, harness, HUMANEVAL]
+    (tmp_path / "job.json").write_text(json.dumps(job_document))
+    tasks: Any = load_spec(tmp_path / "job.json").evaluate.tasks
+    uris = [tasks[0].uri, tasks[0].few_shot.uri, tasks[2].uri]
+    assert uris == [f"file://{tmp_path}/test.jsonl", f"file://{tmp_path}/train.jsonl", HUMANEVAL["uri"]]
+    assert tasks[1].include_path == f"{tmp_path}/tasks"
