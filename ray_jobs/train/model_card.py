@@ -119,12 +119,13 @@ def _held_out_losses(report: dict[str, Any]) -> Iterator[Metric]:
 
 
 def _scores(report: dict[str, Any]) -> Iterator[Metric]:
-    """Of evaluation tasks, where the job had any: `evaluations` in the report, by when, task and measure."""
-    before, after = (report.get("evaluations", {}).get(when, {}) for when in ("before", "after"))
-    for task in sorted(before | after):
-        old, new = before.get(task, {}), after.get(task, {})
-        for name in sorted(old | new):
-            yield Metric(task, name, old.get(name), new.get(name))
+    """Of the benchmarks, where the job had any that did not fail."""
+    scores: dict[tuple[str, str], dict[str, float]] = {}
+    for summary in report["evaluation"]:
+        for name, metric in summary["metrics"].items():
+            scores.setdefault((summary["task"], name), {})[summary["when"]] = metric["score"]
+    for (task, name), by_when in scores.items():
+        yield Metric(task, name, by_when.get("before"), by_when.get("after"))
 
 
 def _base_name(spec: JobSpec) -> str | None:

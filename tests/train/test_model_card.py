@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import copy
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from moe.config import PRESETS
 from moe.init import initialize
 from moe.model import HybridModel
 from ray_jobs.data.tokenise import train_bpe
+from ray_jobs.evaluate.results import Metric
 from ray_jobs.run_directory import RunDirectory
 from ray_jobs.train.export import committed_export, export
 from ray_jobs.train.model_card import CARD_FILE, model_card, write_model_card
@@ -81,7 +82,10 @@ def test_the_front_matter_is_the_hubs(job_document: dict[str, Any], report: dict
     job_document["model"]["card"] = CARD
     hub = {"name": "hub", "category": "math", "form": "messages", "uri": "hf://datasets/org/sums@main/train/*.parquet"}
     job_document["data"]["sources"].append(hub)
-    report["evaluations"] = {"before": {"gsm8k": {"accuracy": 0.25}}, "after": {"gsm8k": {"accuracy": 0.5}}}
+    report["evaluation"] = [
+        {"task": "gsm8k", "when": when, "metrics": {"exact_match": asdict(Metric.of(correct))}}
+        for when, correct in (("before", [0.0, 0.0]), ("step-4", [1.0, 0.0]), ("after", [1.0, 0.0]))
+    ]
     front, body = card_of(job_document, report)
     assert (front["license"], front["base_model"], front["language"]) == (
         "apache-2.0",
@@ -96,9 +100,9 @@ def test_the_front_matter_is_the_hubs(job_document: dict[str, Any], report: dict
     results = [(result["dataset"]["name"], result["metrics"][0]) for result in model["results"]]
     assert [(name, metric["type"], metric["value"]) for name, metric in results] == [
         ("held-out conversations, math", "loss", 3.125),
-        ("gsm8k", "accuracy", 0.5),
+        ("gsm8k", "exact_match", 0.5),
     ]
-    assert "| gsm8k | accuracy | 0.2500 | 0.5000 |" in body
+    assert "| gsm8k | exact_match | 0.0000 | 0.5000 |" in body
     assert "It was measured on no benchmark" not in body
 
 
