@@ -135,7 +135,7 @@ def main() -> None:
         cluster.shutdown()
         (directory / "outcome.json").write_text(json.dumps(outcome))
         return
-    ray.init(num_cpus=3 if case == "attempts" else 2, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=3 if case == "attempts" else 2, include_dashboard=False, log_to_driver=False)
     if case == "attempts":
         outcome = attempts(directory)
     else:
