@@ -25,7 +25,8 @@ from pathlib import Path
 import numpy as np
 from peers import Peer, installed
 
-from ray_jobs.data.dedup import find_candidates, find_duplicates
+from ray_jobs.data.bands import find_candidates
+from ray_jobs.data.dedup import find_duplicates
 from ray_jobs.data.minhash import ShingleSets, band_keys
 from service.spec.data import DedupSpec
 

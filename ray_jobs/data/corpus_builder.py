@@ -1,6 +1,6 @@
 """Building a corpus: Ray Data tasks handle text, the driver what links their results.
 
-Text is handled in `ray_jobs.data.tasks`; the driver holds ids, hashes and band keys, and of text only what it shows
+Text is handled in `ray_jobs.data.tasks`; the driver holds ids and hashes, and of text only what it shows
 and, a row group at a time, what it trains a tokenizer on. Results come back in any order and are sorted by file and
 row, so nothing depends on scheduling.
 """
@@ -253,7 +253,8 @@ class CorpusBuilder:
         """The duplicates, and what the manifest tells of them."""
         kept_url = f"{self._url}/{DEDUPLICATED_FILE}"
         if (found := read_duplicates(kept_url)) is None:
-            search = DuplicateSearch(dedup, Rows.of(keys, sources), self._url)
+            is_spared = np.array([source.duplicates == "exact" for source in self._spec.data.sources])
+            search = DuplicateSearch(dedup, Rows.of(keys, sources, is_spared[sources]), self._url)
             duplicates = search.run()
             names = [source.name for source in self._spec.data.sources]
             search.write_receipt(duplicates, names, [file.url.rpartition("/")[2] for file in self._files])

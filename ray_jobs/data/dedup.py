@@ -15,11 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
+from ray_jobs.data.bands import Buckets, Candidates
+
 _PAIRS_AT_ONCE = 1 << 20
-"""Pairs verified before clusters are joined: bounds memory."""
+"""Pairs verified before clusters are joined. The driver holds so many, and those of one band that lie as far apart."""
 _FARTHEST = 64
 """How far apart in a bucket, in order of index, two conversations of different clusters may lie to be compared. Buckets
 of more than that, of conversations that are not near, come of bands that say nothing, such as those of a common
@@ -44,59 +47,6 @@ class Duplicates:
     kept_D: np.ndarray
     is_exact_D: np.ndarray
     similarity_D: np.ndarray
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """Conversations whose text must be compared: those that share a band with other content, one of each content.
-
-    Attributes:
-        first_copy_N: index of the first conversation with the same content.
-        indices_C: the candidates' indices, sorted.
-        bands: for each band its members of buckets of two and more, as places among the candidates, and the number of
-            each one's bucket; a bucket's members lie side by side.
-    """
-
-    first_copy_N: np.ndarray
-    indices_C: np.ndarray
-    bands: list[tuple[np.ndarray, np.ndarray]]
-
-
-def find_candidates(content_hashes: np.ndarray, band_keys: np.ndarray | None) -> Candidates:
-    """Look for equal content and equal bands.
-
-    Args:
-        content_hashes: uint64 [N, 2]; equal hashes are exact duplicates.
-        band_keys: uint64 [N, bands]; None where only exact duplicates are looked for.
-    """
-    first_copy_N = _first_copies(content_hashes)
-    distinct = np.flatnonzero(first_copy_N == np.arange(len(first_copy_N)))
-    bands = []
-    shares_band = np.zeros(len(first_copy_N), dtype=bool)
-    for keys in () if band_keys is None else np.ascontiguousarray(band_keys[distinct].T):
-        places, bucket = _buckets(keys)
-        bands.append((distinct[places], bucket))
-        shares_band[distinct[places]] = True
-    indices_C = np.flatnonzero(shares_band)
-    return Candidates(
-        first_copy_N, indices_C, [(np.searchsorted(indices_C, members), bucket) for members, bucket in bands]
-    )
-
-
-def _buckets(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Places of keys that occur more than once, in order of key and place, and a number for each key.
-
-    Keys and places are sorted as one integer each, the key's upper bits before the place, in half the time of a stable
-    `argsort`. Of a million keys one pair in ten bands agrees in these bits alone: verified for nothing.
-    """
-    num_bits = np.uint64(max(len(keys) - 1, 0).bit_length())
-    mask = (np.uint64(1) << num_bits) - np.uint64(1)
-    mixed = keys * np.uint64(0x9E3779B97F4A7C15)  # so that small numbers differ in their upper bits too
-    ordered = np.sort((mixed & ~mask) | np.arange(len(keys), dtype=np.uint64))
-    is_start = np.ones(len(ordered) + 1, dtype=bool)
-    is_start[1:-1] = (ordered >> num_bits)[1:] != (ordered >> num_bits)[:-1]
-    shared = ~(is_start[:-1] & is_start[1:])
-    return (ordered[shared] & mask).astype(np.int64), np.cumsum(is_start[:-1])[shared]
 
 
 def find_duplicates(
@@ -130,20 +80,10 @@ def find_duplicates(
     return Duplicates(dropped_D, kept_D, is_copy_D | (content_D != dropped_D), similarity_D)
 
 
-def _first_copies(content_hashes: np.ndarray) -> np.ndarray:
-    order = np.lexsort((content_hashes[:, 1], content_hashes[:, 0]))  # stable: of equal ones the first comes first
-    is_first = np.ones(len(order), dtype=bool)
-    is_first[1:] = (content_hashes[order][1:] != content_hashes[order][:-1]).any(axis=1)
-    first_copy_N = np.empty(len(order), dtype=np.int64)
-    first_copy_N[order] = order[is_first][np.cumsum(is_first) - 1]
-    return first_copy_N
-
-
 def _clusters(candidates: Candidates, similarity: Similarity, threshold: float) -> np.ndarray:
     """The lowest place of each candidate's cluster."""
     size = len(candidates.indices_C)
     label_C = np.arange(size)
-    compared = np.empty(0, dtype=np.int64)
 
     def join(pairs: np.ndarray) -> None:
         nonlocal label_C
@@ -153,17 +93,40 @@ def _clusters(candidates: Candidates, similarity: Similarity, threshold: float) 
 
     for pairs in _neighbours(candidates, size):
         join(pairs)
-        compared = pairs
     for pairs in _pairs_across(candidates, size, lambda: label_C):
-        join(np.setdiff1d(pairs, compared, assume_unique=True))
+        join(pairs[~_are_neighbours(candidates, pairs, size)])
     return label_C
 
 
 def _neighbours(candidates: Candidates, size: int) -> Iterator[np.ndarray]:
-    """All pairs of neighbours in a bucket, at once."""
-    pairs = [_pairs_at(members, bucket, 1, size) for members, bucket in candidates.bands]
-    if pairs:
+    """All pairs of neighbours in a bucket, each once, in order of their number (`_pairs_at`).
+
+    Yielded are those of one range of lower places after another, and for each range all bands are gone through again.
+    """
+    if not size:
+        return
+    count_C = np.zeros(size, dtype=np.int64)
+    for members, bucket in candidates.bands:
+        count_C += np.bincount(members[:-1][bucket[1:] == bucket[:-1]], minlength=size)
+    range_C = (np.cumsum(count_C) - count_C) // _PAIRS_AT_ONCE
+    for start, stop in pairwise([0, *(np.flatnonzero(np.diff(range_C)) + 1).tolist(), size]):
+        pairs = []
+        for members, bucket in candidates.bands:
+            numbers = _pairs_at(members, bucket, 1, size)
+            pairs.append(numbers[(numbers >= start * size) & (numbers < stop * size)])
         yield np.unique(np.concatenate(pairs))
+
+
+def _are_neighbours(candidates: Candidates, pairs: np.ndarray, size: int) -> np.ndarray:
+    """Whether pairs are neighbours in a bucket of any band, and so have been compared."""
+    first_P, second_P = np.divmod(pairs, size)
+    found_P = np.zeros(len(pairs), dtype=bool)
+    for members, bucket in candidates.bands:
+        next_C = np.arange(size)
+        together = bucket[1:] == bucket[:-1]
+        next_C[members[:-1][together]] = members[1:][together]
+        found_P |= next_C[first_P] == second_P
+    return found_P
 
 
 def _pairs_across(candidates: Candidates, size: int, labels: Callable[[], np.ndarray]) -> Iterator[np.ndarray]:
@@ -188,7 +151,7 @@ def _pairs_across(candidates: Candidates, size: int, labels: Callable[[], np.nda
         yield flush()
 
 
-def _of_several_clusters(members: np.ndarray, bucket: np.ndarray, label_C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _of_several_clusters(members: np.ndarray, bucket: np.ndarray, label_C: np.ndarray) -> Buckets:
     """Members of the buckets that hold more than one cluster."""
     if not len(members):
         return members, bucket
@@ -202,8 +165,8 @@ def _of_several_clusters(members: np.ndarray, bucket: np.ndarray, label_C: np.nd
 def _pairs_at(members: np.ndarray, bucket: np.ndarray, distance: int, size: int) -> np.ndarray:
     """Pairs of a bucket that lie so far apart in it, each as one number: lower place x size + higher place."""
     together = bucket[distance:] == bucket[:-distance]
-    one, other = members[:-distance][together], members[distance:][together]
-    pairs: np.ndarray = np.minimum(one, other) * size + np.maximum(one, other)
+    lower, higher = members[:-distance][together].astype(np.int64), members[distance:][together].astype(np.int64)
+    pairs: np.ndarray = lower * size + higher
     return pairs
 
 

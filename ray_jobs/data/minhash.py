@@ -78,7 +78,7 @@ def band_keys_in_python(texts: Sequence[str], spec: DedupSpec) -> tuple[np.ndarr
     )
     minima = np.array([signature.hashvalues for signature in signatures], dtype=np.uint32)
     minima = minima.reshape(-1, spec.num_permutations)[:, : num_bands * num_rows]
-    return keys_of_minima(minima, num_bands, num_rows), minima
+    return keys_of_minima_in_python(minima, num_bands, num_rows), minima
 
 
 def keys_of_minima(minima: np.ndarray, num_bands: int, num_rows: int) -> np.ndarray:
@@ -89,6 +89,16 @@ def keys_of_minima(minima: np.ndarray, num_bands: int, num_rows: int) -> np.ndar
         num_bands: B.
         num_rows: R.
     """
+    if (library := _library()) is None:
+        return keys_of_minima_in_python(minima, num_bands, num_rows)
+    minima = np.ascontiguousarray(minima, dtype=np.uint32)
+    keys = np.empty((len(minima), num_bands), dtype=np.uint64)
+    library.keys_of_minima(minima.ctypes, *minima.shape, num_bands, num_rows, keys.ctypes)
+    return keys
+
+
+def keys_of_minima_in_python(minima: np.ndarray, num_bands: int, num_rows: int) -> np.ndarray:
+    """As `keys_of_minima`."""
     bands = minima[:, : num_bands * num_rows].reshape(len(minima), num_bands, num_rows).astype(np.uint64)
     keys = np.zeros((len(minima), num_bands), dtype=np.uint64)
     for row in range(num_rows):
@@ -197,6 +207,7 @@ def _library() -> ctypes.CDLL | None:
         library.band_keys.argtypes = [pointer, pointer, number, number, number, number, *[pointer] * 4]
         library.shingle_sets.argtypes = [pointer, pointer, number, number, pointer, pointer]
         library.similarities.argtypes = [pointer, pointer, pointer, pointer, number, pointer]
-        library.band_keys.restype = library.similarities.restype = None
+        library.keys_of_minima.argtypes = [pointer, number, number, number, number, pointer]
+        library.band_keys.restype = library.keys_of_minima.restype = library.similarities.restype = None
         library.shingle_sets.restype = number
     return library

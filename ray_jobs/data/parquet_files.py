@@ -12,8 +12,9 @@ import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import IO
+from typing import IO, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
@@ -138,3 +139,38 @@ def read_row_groups(url: str, columns: Sequence[str]) -> Iterator[pa.Table]:
     with filesystem.open(path, "rb") as stream, pq.ParquetFile(stream) as file:
         for group in range(file.metadata.num_row_groups):
             yield file.read_row_group(group, columns=columns)
+
+
+class Lines(NamedTuple):
+    """Where N lines lie in the parts of a directory.
+
+    Attributes:
+        file: int [N], number of the part, sorted.
+        position: int64 [N], place in the part, sorted within the part.
+    """
+
+    file: np.ndarray
+    position: np.ndarray
+
+    def take(self, chosen: np.ndarray | slice) -> Lines:
+        """Some of them, in the same order."""
+        return Lines(self.file[chosen], self.position[chosen])
+
+
+def read_lines(lines: Lines, directory_url: str) -> Iterator[pa.Table]:
+    """Some lines of parts, in order; only the row groups that hold them are read, one at a time.
+
+    Args:
+        lines: to read.
+        directory_url: of the parts.
+    """
+    for number in np.unique(lines.file).tolist():
+        wanted = lines.position[slice(*np.searchsorted(lines.file, [number, number + 1]))]
+        filesystem, path = url_to_fs(part_url(directory_url, number))
+        with filesystem.open(path, "rb") as stream, pq.ParquetFile(stream) as part:
+            sizes = [part.metadata.row_group(group).num_rows for group in range(part.num_row_groups)]
+            starts = np.cumsum([0, *sizes])
+            borders = np.searchsorted(wanted, starts)
+            for group in np.flatnonzero(np.diff(borders)).tolist():
+                mine = wanted[borders[group] : borders[group + 1]]
+                yield part.read_row_group(group).take(mine - starts[group])

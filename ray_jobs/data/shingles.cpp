@@ -201,6 +201,13 @@ void band_keys(const unsigned char* bytes, const Size* offsets, Size num_texts, 
   }
 }
 
+// Band keys of minima, of which each text has `stride`: `keys` gets [texts, bands].
+void keys_of_minima(const U32* minima, Size num_texts, Size stride, Size bands, Size rows, U64* keys) {
+  for (Size text = 0; text < num_texts; ++text)
+    for (Size band = 0; band < bands; ++band)
+      keys[text * bands + band] = hash_band(minima + text * stride + band * rows, rows);
+}
+
 // The set of shingles of each text, as sorted 64-bit hashes one text after another: `ends[i]` is where that of text i
 // ends. `sets` has room for one shingle a two bytes of text, and one a text. Returns the number of hashes.
 Size shingle_sets(const unsigned char* bytes, const Size* offsets, Size num_texts, Size shingle_words, U64* sets,

@@ -18,9 +18,16 @@ import pyarrow.compute as pc
 from ray_jobs.data.accounting import Counted
 from ray_jobs.data.decontaminate import NgramIndex, Overlap
 from ray_jobs.data.formats import Conversation, RowReader, Turn
-from ray_jobs.data.minhash import band_keys, bands_and_rows
+from ray_jobs.data.minhash import band_keys
 from ray_jobs.data.normalise import Row, batches, normalised, with_system_prompt
-from ray_jobs.data.parquet_files import optional_parquet_writer, parquet_writer, part_url, read_parquet
+from ray_jobs.data.parquet_files import (
+    Lines,
+    optional_parquet_writer,
+    parquet_writer,
+    part_url,
+    read_lines,
+    read_parquet,
+)
 from ray_jobs.data.raw_rows import read_rows
 from ray_jobs.data.removed_rows import (
     CONTAMINATED,
@@ -71,7 +78,6 @@ KEY_SCHEMA = pa.schema(
         ("content_hash", pa.binary()),
         ("group_hash", pa.binary()),  # of the row's thread 1: equal for what must not be parted
         ("completion_chars", pa.int64()),
-        ("band_keys", pa.binary()),
     ]
 )
 INDEX_SCHEMA = pa.schema(
@@ -142,9 +148,8 @@ def read_file(
             reject(rejected_table(source.name, file.url, bad))
             report(contaminated_table(source.name, file.url, contaminated))
             gone = {REJECTED: bad, FILTERED: filtered, CONTAMINATED: [row for row, _ in contaminated]}
-            bands, minima = _sign(good, data.dedup, source.duplicates)
-            write_signatures(pa.table([pa.array(minima, pa.binary())], schema=SIGNATURE_SCHEMA))
-            keys = _keys(number, position, good, gone, bands)
+            write_signatures(_signature_table(good, data.dedup, source.duplicates))
+            keys = _keys(number, position, good, gone)
             if len(keys) != len(rows):
                 raise AssertionError(f"{len(rows)} conversations or bad rows of {file.url}, {len(keys)} came out")
             yield keys
@@ -161,21 +166,14 @@ def _split(rows: Sequence[Row], benchmarks: NgramIndex | None) -> tuple[Sequence
     return [row for row, overlaps in pairs if not overlaps], [(row, overlaps) for row, overlaps in pairs if overlaps]
 
 
-def _sign(
-    rows: Sequence[Row], dedup: DedupSpec | None, duplicates: Literal["near", "exact"]
-) -> tuple[Sequence[bytes | None], Sequence[bytes | None]]:
-    """Band keys and signature of each row; no signatures where nothing is to be deduplicated.
-
-    Rows of which only copies are to go get keys of their content hash: 64 bits that no other content shares, so they
-    are nobody's candidates, and no signature.
-    """
+def _signature_table(rows: Sequence[Row], dedup: DedupSpec | None, duplicates: Literal["near", "exact"]) -> pa.Table:
+    """Signature of each row, null for those of which only copies are to go; no lines where nothing is deduplicated."""
     if dedup is None:
-        return [None] * len(rows), []
+        return SIGNATURE_SCHEMA.empty_table()
     if duplicates == "exact":
-        num_bands, _ = bands_and_rows(dedup)
-        return [_content_hash(row.conversation)[:8] * num_bands for row in rows], [None] * len(rows)
-    keys, minima = band_keys([compared_text(row.conversation, dedup) for row in rows], dedup)
-    return [line.tobytes() for line in keys], [signature.tobytes() for signature in minima]
+        return pa.table([pa.nulls(len(rows), pa.binary())], schema=SIGNATURE_SCHEMA)
+    _, minima = band_keys([compared_text(row.conversation, dedup) for row in rows], dedup)
+    return pa.table([pa.array([line.tobytes() for line in minima], pa.binary())], schema=SIGNATURE_SCHEMA)
 
 
 def _keys(
@@ -183,7 +181,6 @@ def _keys(
     first_position: int,
     good: Sequence[Row],
     gone: Mapping[str, Sequence[Row]],
-    bands: Sequence[bytes | None],
 ) -> pa.Table:
     hashes = [_content_hash(row.conversation) for row in good]
     lines: list[dict[str, Any]] = [
@@ -195,9 +192,8 @@ def _keys(
             "content_hash": content_hash,
             "group_hash": content_hash if row.thread == 1 else _content_hash(row.first),
             "completion_chars": sum(len(turn.content) for turn in row.conversation if turn.role == "assistant"),
-            "band_keys": band,
         }
-        for position, (row, content_hash, band) in enumerate(zip(good, hashes, bands, strict=True), first_position)
+        for position, (row, content_hash) in enumerate(zip(good, hashes, strict=True), first_position)
     ]
     lines += [
         {"file": file, "row": row.number, "thread": row.thread, "gone": why}
@@ -230,6 +226,17 @@ def read_conversations(table: pa.Table) -> list[Conversation]:
         tuple(Turn(role, content) for role, content in zip(line["roles"], line["contents"], strict=True))
         for line in table.to_pylist()
     ]
+
+
+def read_signatures(lines: Lines, corpus_url: str) -> Iterator[np.ndarray]:
+    """Signatures of some conversations, in order, a row group of a part at a time: uint32 [n, minima].
+
+    Args:
+        lines: of the conversations.
+        corpus_url: whose parts to read.
+    """
+    for table in read_lines(lines, f"{corpus_url}/{SIGNATURES}"):
+        yield np.frombuffer(b"".join(table["minima"].to_pylist()), dtype=np.uint32).reshape(len(table), -1)
 
 
 def tokenise_file(batch: pa.Table, data: DataSpec, corpus_url: str) -> Iterator[pa.Table]:

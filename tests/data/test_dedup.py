@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
-from ray_jobs.data.dedup import Candidates, Duplicates, Similarity, find_candidates, find_duplicates
+from ray_jobs.data import dedup
+from ray_jobs.data.bands import Candidates, find_candidates
+from ray_jobs.data.dedup import Duplicates, Similarity, find_duplicates
 from ray_jobs.data.minhash import ShingleSets, band_keys
 from service.spec.data import DedupSpec
 
@@ -140,7 +143,7 @@ def test_clusters_are_the_connected_components_of_any_near_pairs(
     seed: int, pairs_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pairs near by chance and buckets by chance, so that clusters grow together in every way."""
-    monkeypatch.setattr("ray_jobs.data.dedup._PAIRS_AT_ONCE", pairs_at_once)
+    monkeypatch.setattr(dedup, "_PAIRS_AT_ONCE", pairs_at_once)
     rng = np.random.default_rng(seed)
     size = 40
     contents = rng.integers(0, 36, size)
@@ -161,6 +164,39 @@ def test_clusters_are_the_connected_components_of_any_near_pairs(
     expected = {frozenset(np.flatnonzero(row).tolist()) for row in joined}
     assert 1 < len(expected) < size - 5
     assert clusters_of(duplicates, size) == expected
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_pairs_are_compared_once_and_few_at_a_time(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is near, so that all pairs which some band brings together are compared, neighbours first."""
+    keys = np.random.default_rng(seed).integers(0, 30, (200, 6)).astype(np.uint64)
+    candidates = find_candidates(hashes_of(range(200)), keys)
+    calls: list[list[tuple[int, int]]] = []
+
+    def unlike(first_P: np.ndarray, second_P: np.ndarray) -> np.ndarray:
+        calls.append(list(zip(first_P.tolist(), second_P.tolist(), strict=True)))
+        return np.zeros(len(first_P))
+
+    def neighbours() -> list[tuple[int, int]]:
+        calls.clear()
+        find_duplicates(candidates, unlike, 0.7, np.ones(200))
+        return list(itertools.chain(*calls[: calls.index([]) if [] in calls else None]))
+
+    at_once = neighbours()
+    assert len(set(at_once)) == len(at_once)
+    together = {
+        (first, second)
+        for first, second in itertools.combinations(range(200), 2)
+        if (keys[first] == keys[second]).any()
+    }
+    assert set(at_once) == together
+    first_call = calls[0]
+    monkeypatch.setattr(dedup, "_PAIRS_AT_ONCE", 50)
+    in_parts = neighbours()
+    assert set(in_parts) == together
+    assert in_parts[: len(first_call)] == first_call, "the same neighbours in the same order"
+    parts = [len(call) for call in calls[:-1]]
+    assert max(parts) < 50 + 2 * 6 * 200, "so many, and one distance of one band"
 
 
 def test_many_near_copies_take_comparisons_in_proportion() -> None:
@@ -201,6 +237,16 @@ def test_candidates_are_one_of_each_content_that_shares_a_band() -> None:
     keys = np.array([[1, 1], [2, 2], [1, 1], [3, 2], [4, 4], [4, 4]], dtype=np.uint64)
     assert find_candidates(hashes_of([1, 2, 1, 3, 4, 4]), keys).indices_C.tolist() == [1, 3]
     assert find_candidates(hashes_of([]), np.zeros((0, 2), dtype=np.uint64)).indices_C.tolist() == []
+
+
+def test_a_content_that_a_spared_row_has_is_no_candidate() -> None:
+    """Contents 1, 2 and 3 are all alike; whether the spared row of content 1 stands first or last, 2 and 3 alone go."""
+    for contents, spared in (([1, 2, 1, 3], 2), ([1, 2, 1, 3], 0)):
+        is_spared = np.arange(4) == spared
+        candidates = find_candidates(hashes_of(contents), np.zeros((4, 2), dtype=np.uint64), is_spared)
+        assert candidates.indices_C.tolist() == [1, 3]
+        dropped = find_duplicates(candidates, constant(0.9), 0.7, np.array([1, 9, 1, 9]))
+        assert as_rows(dropped) == [(2, 0, True, 1.0), (3, 1, False, 0.9)]
 
 
 @pytest.mark.parametrize("keys", [None, np.zeros((3, 0), dtype=np.uint64)])

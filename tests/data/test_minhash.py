@@ -16,6 +16,7 @@ from ray_jobs.data.minhash import (
     band_keys_in_python,
     bands_and_rows,
     keys_of_minima,
+    keys_of_minima_in_python,
     shingle_hashes_in_python,
 )
 from service.spec.data import DedupSpec
@@ -119,6 +120,8 @@ def test_equal_minima_estimate_the_similarity() -> None:
 def test_keys_of_minima_are_the_band_keys() -> None:
     keys, minima = band_keys(odd_texts(), DedupSpec())
     assert np.array_equal(keys_of_minima(minima, 25, 5), keys)
+    for bands in ((41, 3), (11, 11), (125, 1)):  # some leave minima over
+        assert np.array_equal(keys_of_minima(minima, *bands), keys_of_minima_in_python(minima, *bands))
 
 
 def test_bands_are_equal_where_their_minima_are() -> None:

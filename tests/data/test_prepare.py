@@ -707,9 +707,15 @@ def test_an_identity_source_is_written_and_loses_no_row_to_its_likeness(
     who, again = ([source[name] for name in counts] for source in first.manifest["sources"][2:])
     assert who == [400, 0, 0, 0, 400]
     assert again == [400, 0, 400, 0, 0], "copies go, and the first source's rows stay"
+    spared = [line["similarity"] for line in receipt_of(first) if line["source"] in {"who", "again"}]
+    assert spared == [1.0] * 400
     assert [line["category"] for line in first.manifest["mixture"]] == ["code", "general", "identity"]
     assert run(document, root).reused
     document["data"]["sources"][2]["duplicates"] = "near"
+    near = run(document, root).manifest["sources"][2:]
+    assert [source["near_duplicates"] for source in near] == [0, 0], "what a spared source holds stays, wherever it is"
+    assert [source["rows_kept"] for source in near] == [400, 0]
+    document["data"]["sources"][3]["duplicates"] = "near"
     assert run(document, root).manifest["sources"][2]["near_duplicates"] > 10, "what they would have lost"
     document["data"]["sources"][2]["num_examples"] = 100_000
     with pytest.raises(InvalidSpecError, match="the templates give") as caught:
