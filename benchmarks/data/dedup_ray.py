@@ -3,7 +3,8 @@
     python benchmarks/data/dedup_ray.py [--documents 400000] [--files 8]
 
 Both run the same functions on the same JSON lines: each row is parsed, normalised, hashed and signed, the band keys of
-all are compared, and candidates are verified by their text. Ray has the machine's cores, the process one.
+all are compared, and candidates are verified by their text. Ray has the machine's cores, the process one. What a job's
+preparation tells of the search is measured on top.
 The documents are those of `dedup.py`, repeated with a word exchanged in every tenth, so that a copy is no near one.
 """
 
@@ -26,10 +27,13 @@ import ray
 from dedup import pieces
 
 from ray_jobs.data import duplicates
+from ray_jobs.data.bands import find_candidates
 from ray_jobs.data.corpus_builder import CorpusBuilder
+from ray_jobs.data.dedup import find_duplicates
 from ray_jobs.data.duplicates import DuplicateSearch, Rows
-from ray_jobs.data.sources import SourceFile
-from ray_jobs.data.tasks import read_file
+from ray_jobs.data.minhash import bands_and_rows, keys_of_minima
+from ray_jobs.data.sources import SourceFile, digest
+from ray_jobs.data.tasks import read_file, read_signatures
 from service.spec.job import JobSpec
 
 
@@ -69,26 +73,22 @@ def one_process(spec: JobSpec, files: list[SourceFile], url: str) -> int:
         for number, file in enumerate(files)
         for table in read_file(pa.Table.from_pylist([{"file": number, **asdict(file)}]), spec.data, None, url)
     ]
-    return num_dropped(spec, pa.concat_tables(tables).sort_by([("file", "ascending"), ("row", "ascending")]), url)
+    rows, dedup = (
+        rows_of(pa.concat_tables(tables).sort_by([("file", "ascending"), ("row", "ascending")])),
+        spec.data.dedup,
+    )
+    assert dedup is not None
+    keys = [keys_of_minima(minima, *bands_and_rows(dedup)) for minima in read_signatures(rows.lines, url)]
+    candidates = find_candidates(rows.content_hashes, np.concatenate(keys))
+    sets = duplicates._shingle_sets(rows.lines.take(candidates.indices_C), dedup, url)  # noqa: SLF001
+    found = find_duplicates(candidates, sets.jaccard, dedup.threshold, rows.completion_chars_N)
+    return len(found.dropped_D)
 
 
-def num_dropped(spec: JobSpec, lines: pa.Table, url: str) -> int:
-    """Rows dropped of a corpus whose keys are these."""
+def rows_of(lines: pa.Table) -> Rows:
+    """Of the keys of a corpus of one source."""
     keys = lines.filter(pc.is_valid(lines["position"]))
-    assert spec.data.dedup is not None
-    rows = Rows.of(keys, np.zeros(len(keys), dtype=np.int64))
-    return len(DuplicateSearch(spec.data.dedup, rows, url).run().dropped_D)
-
-
-class _Here:
-    """Runs a remote function's body at once, in this process."""
-
-    def __init__(self, function: object) -> None:
-        self._function = function._function  # type: ignore[attr-defined]  # noqa: SLF001
-
-    def remote(self, *arguments: object) -> object:
-        """The result itself."""
-        return self._function(*arguments)
+    return Rows.of(keys, np.zeros(len(keys), dtype=np.int64), np.zeros(len(keys), dtype=bool))
 
 
 def main() -> None:
@@ -104,23 +104,39 @@ def main() -> None:
         spec = spec_of(raw)
         files = [SourceFile(0, f"file://{path}", "jsonl") for path in sorted(raw.iterdir())]
         start = time.perf_counter()
-        with_task, with_get = duplicates._similarity_task, ray.get  # noqa: SLF001
-        duplicates._similarity_task, ray.get = _Here(with_task), lambda results: results  # noqa: SLF001
         dropped = one_process(spec, files, f"file://{temporary}/alone")
-        duplicates._similarity_task, ray.get = with_task, with_get  # noqa: SLF001
         alone = time.perf_counter() - start
 
         os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        builder = CorpusBuilder(spec, files, None, f"file://{temporary}/ray", lambda *_: None)
-        start = time.perf_counter()
-        dropped_through_ray = num_dropped(spec, builder._read(), f"file://{temporary}/ray")  # noqa: SLF001
-        through_ray = time.perf_counter() - start
-        assert dropped_through_ray == dropped, "both must drop the same rows"
-        print(f"{options.documents:,} documents in {options.files} files, {dropped:,} dropped")
-        print(
-            f"one process {alone:.1f} s, Ray on {os.cpu_count()} cores {through_ray:.1f} s: {through_ray / alone:.2f} x"
+        num_cpus = len(os.sched_getaffinity(0))
+        ray.init(
+            address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
         )
+        builder = CorpusBuilder(
+            spec,
+            files=[(file, digest(file.url)) for file in files],
+            benchmarks=None,
+            tokenizer={},
+            url=f"file://{temporary}/ray",
+            progress=lambda *_: None,
+        )
+        start = time.perf_counter()
+        lines = builder._read()  # noqa: SLF001
+        read = time.perf_counter() - start
+        assert spec.data.dedup is not None
+        search = DuplicateSearch(spec.data.dedup, rows_of(lines), f"file://{temporary}/ray")
+        found = search.run()
+        through_ray = time.perf_counter() - start
+        described = search.describe(found, ["pieces"])
+        search.write_receipt(found, ["pieces"], [file.url for file in files])
+        told = time.perf_counter() - start - through_ray
+        assert len(found.dropped_D) == dropped, "both must drop the same rows"
+        print(f"{options.documents:,} documents in {options.files} files, {dropped:,} dropped")
+        print(f"one process {alone:.1f} s, Ray on {num_cpus} cores {through_ray:.1f} s: {through_ray / alone:.2f} x")
+        print(f"of these to read and sign {read:.1f} s, to search {through_ray - read:.1f} s")
+        print(f"sample, other thresholds and receipt {told:.1f} s more: {told / through_ray:.0%}")
+        for line in described["thresholds"]:
+            print("threshold {threshold}: {estimated_dropped:,} +- {standard_error:,}".format(**line))
 
 
 if __name__ == "__main__":

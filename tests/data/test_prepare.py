@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from ray_jobs.data import corpus_builder
+from ray_jobs.data import band_shuffle, corpus_builder
 from ray_jobs.data.corpus_builder import CorpusBuilder, _FileTask
 from ray_jobs.data.duplicates import DuplicateSearch
 from ray_jobs.data.packed_rows import PackedRow, PackedRows
@@ -457,6 +457,19 @@ def test_each_dropped_row_has_a_receipt_that_names_its_twin(document: dict[str, 
     assert dedup["banding"]["precision"] == 1
     assert 0.999 < dedup["banding"]["estimated_recall"] <= 1
     assert dedup["banding"]["sample"] == {"conversations": 130, "near_pairs": 10, "found": 10}
+
+
+def test_a_corpus_is_the_same_in_however_many_parts_its_bands_are_shuffled(
+    document: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(document, tmp_path / "whole")
+    assert whole.manifest["sources"][0]["near_duplicates"] == 10
+    monkeypatch.setattr(band_shuffle, "KEYS_PER_TASK", 40)  # 82 slices, 100 parts
+    parts = run(document, tmp_path / "parts")
+    assert digests(tmp_path / "parts") == digests(tmp_path / "whole")
+    for manifest in (whole.manifest, parts.manifest):
+        del manifest["dedup"]["receipt_url"]
+    assert parts.manifest["dedup"] == whole.manifest["dedup"]
 
 
 @pytest.mark.parametrize("verify", ["exact", "estimate"])
