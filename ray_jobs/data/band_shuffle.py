@@ -7,7 +7,7 @@
 Memory of a task, with M contents, B bands and K = `KEYS_PER_TASK`, at most, in bytes:
 
     split_keys      24 K (keys, and the entries of a group of bands twice) + one row group of signatures
-    find_buckets    32 max(K, L) (entries, joined, sorted, and which of them are shared), L the largest bucket
+    find_buckets    32 (K + L) (entries, joined, sorted, and which of them are shared), L the largest bucket
 
 A bucket is never parted: L is M where all share a band, for no more than that band's task. The driver holds the places
 of the contents and what is shared: 2 numbers of 4 bytes a member of a bucket. Entries are in Ray's object store on
