@@ -42,7 +42,7 @@ from ray_jobs.train.export import committed_step, export
 from ray_jobs.train.guards import Guards, WarningKind, require_progress
 from ray_jobs.train.proofs import Proof, prove, prove_step_count, require
 from ray_jobs.train.resume import Resumed, resume
-from ray_jobs.train.schedule import learning_rate, num_steps
+from ray_jobs.train.schedule import learning_rate
 from ray_jobs.train.step import TakenStep, take_step
 from service.spec.event import EventType, Stage
 from service.spec.job import JobSpec
@@ -112,7 +112,7 @@ class Worker:
         self.tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_directory)
         self.rows = PackedRows(f"{settings.packed_url}/train")
         self.held_out = PackedRows(f"{settings.packed_url}/held_out")
-        self.total_steps = num_steps(len(self.rows), spec.train)
+        self.total_steps = spec.train.num_steps(len(self.rows))
         self.order = RowOrder(len(self.rows), spec.train.epochs, spec.train.global_batch_rows, spec.seed)
         self.device = ray.train.torch.get_device()
         self.engine = self._build_engine()

@@ -1,4 +1,4 @@
-"""The recipe's learning-rate schedule and the count of steps."""
+"""The recipe's learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -6,12 +6,6 @@ import math
 from decimal import Decimal
 
 from service.spec.train import TrainSpec
-
-
-def num_steps(num_rows: int, spec: TrainSpec) -> int:
-    """Optimiser steps of the whole run: every row once an epoch, the last batch filled up with empty rows."""
-    steps = math.ceil(num_rows * spec.epochs / spec.global_batch_rows)
-    return min(steps, spec.max_steps) if spec.max_steps else steps
 
 
 def num_warmup_steps(total_steps: int, spec: TrainSpec) -> int:

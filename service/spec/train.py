@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -66,6 +67,15 @@ class TrainSpec(SpecModel):
     """Prove on a few rows, before the first step of each start, that balance loss and gradient do not depend on how
     rows are dealt out, that packed documents do not see each other, and that no row comes twice or never. Takes the
     time of about 20 forward passes of 512 tokens on each worker; a failed proof ends the job."""
+
+    def num_steps(self, num_rows: int) -> int:
+        """Optimiser steps of a whole run: every row once an epoch, the last batch filled up with empty rows.
+
+        Args:
+            num_rows: packed rows of an epoch.
+        """
+        steps = math.ceil(num_rows * self.epochs / self.global_batch_rows)
+        return min(steps, self.max_steps) if self.max_steps else steps
 
     @model_validator(mode="after")
     def _betas_in_range(self) -> TrainSpec:

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import math
 
-from ray_jobs.train.schedule import learning_rate, num_steps, num_warmup_steps
+from ray_jobs.train.schedule import learning_rate, num_warmup_steps
 from service.spec.train import TrainSpec
 
 
 def test_recipe_schedule_rises_over_five_percent_and_falls_as_a_cosine() -> None:
     spec = TrainSpec()
-    total = num_steps(num_rows=25_600, spec=spec)
+    total = spec.num_steps(25_600)
     assert total == 200
     assert num_warmup_steps(total, spec) == 10
     rates = [learning_rate(step, total, spec) for step in range(total)]
@@ -20,9 +20,9 @@ def test_recipe_schedule_rises_over_five_percent_and_falls_as_a_cosine() -> None
 
 
 def test_steps_cover_every_row_of_every_epoch() -> None:
-    assert num_steps(num_rows=10, spec=TrainSpec(global_batch_rows=8, epochs=2)) == 3
-    assert num_steps(num_rows=10, spec=TrainSpec(global_batch_rows=8, epochs=2, max_steps=2)) == 2
-    assert num_steps(num_rows=1, spec=TrainSpec()) == 1
+    assert TrainSpec(global_batch_rows=8, epochs=2).num_steps(10) == 3
+    assert TrainSpec(global_batch_rows=8, epochs=2, max_steps=2).num_steps(10) == 2
+    assert TrainSpec().num_steps(1) == 1
 
 
 def test_warm_up_is_rounded_up_as_the_fraction_is_written() -> None:
