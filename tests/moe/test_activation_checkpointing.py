@@ -16,6 +16,7 @@ from moe.dispatch import ExpertParallel
 from moe.model import HybridModel
 from moe.permutation import Permutation
 from tests.moe.conftest import TINY, tiny_model
+from tests.moe.kept import bytes_kept
 from tests.moe.test_parity import LENGTHS, TOKENS, packed
 
 
@@ -68,17 +69,7 @@ def kept_bytes(num_layers: int, *, recompute: bool, dtype: torch.dtype = torch.f
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter)
     model.to(dtype)
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept.append(tensor)  # else its address could be another's later
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(packed(LENGTHS, TOKENS))
-    sizes = {storage.data_ptr(): storage.nbytes() for storage in (tensor.untyped_storage() for tensor in kept)}
-    return sum(size for address, size in sizes.items() if address not in weights)
+    return bytes_kept(model, lambda: model(packed(LENGTHS, TOKENS)))
 
 
 def test_a_layer_keeps_its_input_only() -> None:
