@@ -20,11 +20,13 @@ from rich.table import Table
 from rich.text import Text
 
 from service.client.client import DEFAULT_URL, Client, is_loopback
+from service.client.plan_view import print_plan
 from service.client.progress_view import ProgressView, describe_progress
 from service.client.report_view import print_report
-from service.client.spec_file import load_spec
+from service.client.spec_file import load_spec, plan_request
 from service.data_commands import data_app
 from service.errors import SleddogError
+from service.plan.plan import plan_job
 from service.settings import Settings
 from service.spec.resources import Job
 
@@ -172,6 +174,37 @@ def run(spec_file: SpecFile, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
 def validate(spec_file: SpecFile) -> None:
     """Check a job's spec without posting it, and print it as JSON with every default filled in."""
     typer.echo(load_spec(spec_file).model_dump_json(indent=2))
+
+
+@app.command()
+@_clean_errors
+def plan(
+    spec_file: SpecFile,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of an epoch; else one step is planned, or train.max_steps.")
+    ] = None,
+    examples: Annotated[int | None, typer.Option(min=1, help="Conversations of an epoch.")] = None,
+    hardware: Annotated[str, typer.Option(help="GPUs: h100 or h200.")] = "h100",
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs that NVLink joins.")] = 8,
+    price: Annotated[float | None, typer.Option(min=0, help="Of a GPU hour, in any currency.")] = None,
+    assume: Annotated[
+        list[str] | None,
+        typer.Option(help="Another figure, such as assumptions.matmul_efficiency=0.5; docs/plan.md lists them."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what a job would need and take: memory, communication, time, cost. Needs no service and no GPU."""
+    request = plan_request(
+        load_spec(spec_file),
+        {
+            "hardware": {"name": hardware, "gpus_per_node": gpus_per_node},
+            "data": {"num_tokens": tokens, "num_examples": examples},
+            "price_per_gpu_hour": price,
+        },
+        assume or [],
+    )
+    planned = plan_job(request)
+    _print_json(planned) if as_json else print_plan(planned, out)
 
 
 @app.command()

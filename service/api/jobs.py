@@ -1,4 +1,4 @@
-"""`/v1/jobs`: create, list, look at, cancel."""
+"""`/v1/jobs`: plan, create, list, look at, cancel."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from fastapi.responses import PlainTextResponse
 from service.api.dependencies import Parts, require_key
 from service.api.reachable import require_reachable
 from service.backends.base import submission_id
-from service.errors import NotFoundError
+from service.errors import InvalidSpecError, NotFoundError
+from service.plan.plan import plan_job
 from service.run_reader import read_report
 from service.spec.job import JobSpec
+from service.spec.plan import Plan, PlanRequest
 from service.spec.resources import Job, JobEvent, JobStatus, Page, Problem, StepMetrics
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -51,6 +53,15 @@ def create_job(
     if not is_new:
         response.status_code = status.HTTP_200_OK
     return job
+
+
+@router.post(":plan")
+def plan(request: PlanRequest) -> Plan:
+    """What a job would need and take: memory, communication, time, cost. Starts nothing and reads no data."""
+    try:
+        return plan_job(request)
+    except InvalidSpecError as error:
+        raise InvalidSpecError(error.message, f"job.{error.field}") from error
 
 
 @router.get("", responses=_NOT_FOUND)

@@ -23,6 +23,7 @@ from service.errors import (
     SourceNotFoundError,
 )
 from service.spec.job import JobSpec
+from service.spec.plan import Plan, PlanRequest
 from service.spec.resources import Health, Job, JobEvent, JobStatus, Page, Problem, StepMetrics
 
 Answer = TypeVar("Answer")
@@ -121,6 +122,7 @@ _read_jobs = _model(Page[Job])
 _read_events = _model(Page[JobEvent])
 _read_metrics = _model(Page[StepMetrics])
 _read_health = _model(Health)
+_read_plan = _model(Plan)
 _read_report = _model(dict[str, Any])
 
 
@@ -128,6 +130,11 @@ def create_job(spec: JobSpec, idempotency_key: str | None) -> Call[Job]:
     """POST /v1/jobs, with a key so that a repetition cannot make a second job."""
     headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
     return Call("POST", "/v1/jobs", _read_job, json=spec.model_dump(mode="json"), headers=headers)
+
+
+def plan_job(request: PlanRequest) -> Call[Plan]:
+    """POST /v1/jobs:plan, which changes nothing."""
+    return Call("POST", "/v1/jobs:plan", _read_plan, json=request.model_dump(mode="json"))
 
 
 def _path(job_id: str, part: str = "") -> str:

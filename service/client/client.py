@@ -23,6 +23,7 @@ from service.client import calls
 from service.client.calls import Call
 from service.errors import InvalidSettingsError, JobFailedError, NotAuthenticatedError
 from service.spec.job import JobSpec
+from service.spec.plan import Plan, PlanRequest
 from service.spec.resources import Health, Job, JobEvent, JobStatus, Page, StepMetrics
 
 Answer = TypeVar("Answer")
@@ -130,6 +131,10 @@ class Jobs:
     def create(self, spec: JobSpec, *, idempotency_key: str | None = None) -> Job:
         """Post a job; safe to repeat with the same key."""
         return self._client.send(calls.create_job(spec, idempotency_key))
+
+    def plan(self, request: PlanRequest) -> Plan:
+        """What a job would need and take; nothing is started."""
+        return self._client.send(calls.plan_job(request))
 
     def get(self, job_id: str) -> Job:
         """How a job stands."""
@@ -273,6 +278,10 @@ class AsyncJobs:
     async def create(self, spec: JobSpec, *, idempotency_key: str | None = None) -> Job:
         """As `Jobs.create`."""
         return await self._client.send(calls.create_job(spec, idempotency_key))
+
+    async def plan(self, request: PlanRequest) -> Plan:
+        """As `Jobs.plan`."""
+        return await self._client.send(calls.plan_job(request))
 
     async def get(self, job_id: str) -> Job:
         """As `Jobs.get`."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
 from service.errors import InvalidSpecError
-from service.spec.base import field_errors
+from service.spec.base import SpecModel, field_errors
 from service.spec.job import JobSpec
+from service.spec.plan import PlanRequest
+
+Spec = TypeVar("Spec", bound=SpecModel)
 
 _SUFFIXES = (".yaml", ".yml", ".toml", ".json")
 
@@ -32,14 +35,28 @@ def load_spec(path: Path | str) -> JobSpec:
     if not isinstance(document, dict):
         raise InvalidSpecError(f"{path} is no mapping of a job's fields")
     _make_absolute(document, path.resolve().parent)
+    return validated(JobSpec, document, str(path))
+
+
+def validated(kind: type[Spec], document: dict[str, Any], name: str) -> Spec:
+    """A document as a spec.
+
+    Args:
+        kind: of spec.
+        document: parsed.
+        name: of the document, for an error that concerns several fields.
+
+    Raises:
+        InvalidSpecError: it is none; every fault is named with its field's path.
+    """
     try:
-        return JobSpec.model_validate(document)
+        return kind.model_validate(document)
     except ValidationError as error:
         faults = field_errors(error.errors(), document)
         if len(faults) == 1:
             raise InvalidSpecError(faults[0].message, faults[0].field or None) from None
         lines = "".join(f"\n  {fault.field}: {fault.message}" for fault in faults)
-        raise InvalidSpecError(f"{path} has {len(faults)} faults:{lines}") from None
+        raise InvalidSpecError(f"{name} has {len(faults)} faults:{lines}") from None
 
 
 def _parse(path: Path) -> Any:
@@ -83,3 +100,24 @@ def _join(holder: Any, key: str, directory: Path) -> None:
     value = _in(holder, key)
     if isinstance(value, str) and "://" not in value and not value.startswith("/"):
         holder[key] = str(directory / value)
+
+
+def plan_request(spec: JobSpec, options: dict[str, Any], assume: list[str]) -> PlanRequest:
+    """What a plan is asked for on a command line.
+
+    Args:
+        spec: the job's.
+        options: other fields of `PlanRequest`.
+        assume: further ones, as `path=value`.
+
+    Raises:
+        InvalidSpecError: a path or a value is none.
+    """
+    document = {"job": spec.model_dump(mode="json"), **options}
+    for assumption in assume:
+        path, is_given, value = assumption.partition("=")
+        part, _, name = path.partition(".")
+        if not is_given or not name or part not in ("hardware", "data", "assumptions"):
+            raise InvalidSpecError(f"{assumption!r} is no hardware.…=…, data.…=… or assumptions.…=…")
+        document.setdefault(part, {})[name] = yaml.safe_load(value)
+    return validated(PlanRequest, document, "the plan")
