@@ -16,9 +16,9 @@ class EndpointSpec(SpecModel):
     """Name of the model there."""
     api_key_env: str | None = Field(default=None, pattern=r"^[A-Z_][A-Z0-9_]{0,63}$")
     """Name of the environment variable that holds the key, on the cluster's nodes; never the key."""
-    temperature: float = Field(default=1, ge=0, le=2)
+    temperature: float = Field(default=1.0, ge=0, le=2)
     """Of the sampling."""
-    timeout_s: float = Field(default=60, gt=0)
+    timeout_s: float = Field(default=60.0, gt=0)
     """Seconds to wait for one answer."""
     max_retries: int = Field(default=5, ge=0, le=20)
     """Tries after the first, when the endpoint is busy, down or out of reach."""

@@ -60,13 +60,13 @@ class HumanEvalTask(TaskBase, FileSet):
     """Answers to each problem."""
     pass_at: tuple[Annotated[int, Field(ge=1)], ...] = (1,)
     """Each k that pass@k is estimated for, without bias, from all answers."""
-    temperature: float = Field(default=0, ge=0, le=2)
+    temperature: float = Field(default=0.0, ge=0, le=2)
     """Of the sampling; 0 is greedy."""
     top_p: float = Field(default=0.95, gt=0, le=1)
     """Of the sampling."""
     max_new_tokens: int = Field(default=512, ge=1, le=32_768)
     """Length limit of an answer."""
-    timeout_s: float = Field(default=10, gt=0, le=600)
+    timeout_s: float = Field(default=10.0, gt=0, le=600)
     """Seconds that a program may run, by the clock and of processor time."""
     memory_mb: int = Field(default=1024, ge=64, le=65_536)
     """Address space of a process of the program, in MiB."""
@@ -111,7 +111,7 @@ class MultipleChoiceTask(TaskBase, FileSet):
 class JudgeSpec(EndpointSpec):
     """The language model that rates answers."""
 
-    temperature: float = Field(default=0, ge=0, le=2)
+    temperature: float = Field(default=0.0, ge=0, le=2)
     """Of the sampling."""
     max_tokens: int = Field(default=2048, ge=1)
     """Length limit of a judgement."""

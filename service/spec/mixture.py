@@ -12,7 +12,7 @@ class CategoryShare(SpecModel):
 
     share: float = Field(gt=0)
     """Its share, relative to the other categories'; they need not sum to 1."""
-    max_epochs: float = Field(default=1, ge=1, le=100)
+    max_epochs: float = Field(default=1.0, ge=1, le=100)
     """How often a conversation of it may be taken within one epoch of training, where a source does not say. None is
     taken again before all were; 2.5 takes every one twice and half of them a third time. The category that is scarcest
     for its share, so repeated, sets the total."""

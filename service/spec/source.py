@@ -196,7 +196,7 @@ class SourceBase(SpecModel):
     """System turn of the source's conversations that have none. Deduplication does not see it."""
     duplicates: Literal["near", "exact"] = "near"
     """Which duplicates of its rows deduplication removes: near ones, too, or only copies."""
-    weight: float = Field(default=1, gt=0)
+    weight: float = Field(default=1.0, gt=0)
     """How readily the mixture takes a conversation of this source, against others of its category: one of weight 2
     comes up twice as fast. Without a mixture, or where it takes the whole category, it does nothing."""
     epochs: float | None = Field(default=None, gt=0, le=100)
