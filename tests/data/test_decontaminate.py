@@ -54,13 +54,14 @@ def test_the_same_are_found_as_by_comparing_all_pairs(
         monkeypatch.setattr(ngram_index, "_multipliers", np.zeros(size, dtype=np.uint64))
         monkeypatch.setattr(ngram_index, "_hashes", np.zeros_like(ngram_index._hashes))
     found = [{overlap.benchmark for overlap in overlaps} for overlaps in ngram_index.find(conversations)]
+    places = [(place.benchmark, ngrams(place.text, size), words_of(place.text)) for place in benchmark]
     expected = [
         {
-            place.benchmark
-            for place in benchmark
+            name
             for turn in conversation
-            if ngrams(place.text, size) & ngrams(turn.content, size)
-            or (turn.role == "user" and words_of(place.text) == words_of(turn.content))
+            for turn_ngrams, turn_words in [(ngrams(turn.content, size), words_of(turn.content))]
+            for name, place_ngrams, place_words in places
+            if place_ngrams & turn_ngrams or (turn.role == "user" and place_words == turn_words)
         }
         for conversation in conversations
     ]

@@ -17,25 +17,7 @@ from ray_jobs.data.tokenise import CHAT_TEMPLATE, ChatTokenizer, train_bpe
 from ray_jobs.data.tokenizer_files import make_tokenizer, tokenizer_identity
 from service.errors import InvalidSpecError, SourceNotFoundError
 from service.spec.model import ModelSpec
-
-TEXTS = [f"The answer to question {n} is {n * n}.\n    return café 日本 {n}\n\nuser assistant" for n in range(300)]
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tokenizer")
-    train_bpe(TEXTS, 420, path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def chat(directory: Path) -> ChatTokenizer:
-    return ChatTokenizer(directory)
-
-
-@pytest.fixture(scope="module")
-def hugging_face(directory: Path) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast.from_pretrained(directory)
+from tests.data.conftest import TEXTS
 
 
 def turns(*pairs: tuple[str, str]) -> Conversation:
@@ -134,12 +116,12 @@ def test_any_text_is_trained_where_the_assistant_says_it_and_nowhere_else(
 
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
 def test_tokens_and_mask_equal_the_chat_template_of_the_saved_tokenizer(
-    chat: ChatTokenizer, directory: Path, conversation: Conversation
+    chat: ChatTokenizer, bpe_directory: Path, conversation: Conversation
 ) -> None:
     messages = [turn._asdict() for turn in conversation]
     [rendered] = chat.render([conversation])
     for load in (PreTrainedTokenizerFast, AutoTokenizer):
-        expected = load.from_pretrained(directory).apply_chat_template(
+        expected = load.from_pretrained(bpe_directory).apply_chat_template(
             messages, return_dict=True, return_assistant_tokens_mask=True
         )
         assert rendered.tokens.tolist() == expected["input_ids"]
@@ -176,12 +158,12 @@ def test_a_batch_equals_its_conversations_alone(chat: ChatTokenizer) -> None:
         assert (rendered.trained == together.trained).all()
 
 
-def test_training_a_tokenizer_twice_gives_the_same_bytes(directory: Path, tmp_path: Path) -> None:
+def test_training_a_tokenizer_twice_gives_the_same_bytes(bpe_directory: Path, tmp_path: Path) -> None:
     train_bpe(iter(TEXTS), 420, tmp_path)
-    names = sorted(path.name for path in directory.iterdir())
+    names = sorted(path.name for path in bpe_directory.iterdir())
     assert "tokenizer.json" in names
     for name in names:
-        assert (tmp_path / name).read_bytes() == (directory / name).read_bytes()
+        assert (tmp_path / name).read_bytes() == (bpe_directory / name).read_bytes()
 
 
 def test_the_saved_tokenizer_ends_an_answer_with_the_end_token(hugging_face: PreTrainedTokenizerFast) -> None:
@@ -342,7 +324,7 @@ def given(path: Path) -> ModelSpec:
 
 
 def test_a_given_tokenizer_is_copied_and_gets_the_template_of_the_data_if_it_has_none(
-    directory: Path, hugging_face: PreTrainedTokenizerFast, tmp_path: Path
+    bpe_directory: Path, hugging_face: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     hugging_face.save_pretrained(source)
@@ -366,10 +348,10 @@ ARCTIC_TEMPLATE = (
 
 
 @pytest.mark.parametrize("place", ["chat_template.jinja", "tokenizer_config.json"])
-def test_a_chat_template_that_is_chatml_is_kept(directory: Path, tmp_path: Path, place: str) -> None:
+def test_a_chat_template_that_is_chatml_is_kept(bpe_directory: Path, tmp_path: Path, place: str) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir()
-    (source / "tokenizer.json").write_bytes((directory / "tokenizer.json").read_bytes())
+    (source / "tokenizer.json").write_bytes((bpe_directory / "tokenizer.json").read_bytes())
     is_config = place == "tokenizer_config.json"
     (source / place).write_text(json.dumps({"chat_template": ARCTIC_TEMPLATE}) if is_config else ARCTIC_TEMPLATE)
     identity = tokenizer_identity(given(source))
@@ -397,10 +379,10 @@ def test_a_chat_template_that_is_chatml_is_kept(directory: Path, tmp_path: Path,
         ("{% endfor %}", ""),
     ],
 )
-def test_any_other_chat_template_is_refused(directory: Path, tmp_path: Path, old: str, new: str) -> None:
+def test_any_other_chat_template_is_refused(bpe_directory: Path, tmp_path: Path, old: str, new: str) -> None:
     source = tmp_path / "source"
     source.mkdir()
-    (source / "tokenizer.json").write_bytes((directory / "tokenizer.json").read_bytes())
+    (source / "tokenizer.json").write_bytes((bpe_directory / "tokenizer.json").read_bytes())
     assert old in ARCTIC_TEMPLATE
     (source / "chat_template.jinja").write_text(ARCTIC_TEMPLATE.replace(old, new))
     with pytest.raises(InvalidSpecError, match="not plain ChatML") as caught:
@@ -418,10 +400,10 @@ def test_a_tokenizer_that_is_not_there_names_the_field(tmp_path: Path) -> None:
     assert caught.value.field == "model.base"
 
 
-def test_a_tokenizer_without_the_template_tokens_is_refused(directory: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_without_the_template_tokens_is_refused(bpe_directory: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
-    text = (directory / "tokenizer.json").read_text()
+    text = (bpe_directory / "tokenizer.json").read_text()
     (source / "tokenizer.json").write_text(text.replace("<|im_end|>", "<|stop|>"))
     with pytest.raises(InvalidSpecError, match=r"no <\|im_end\|>"):
         make_tokenizer(given(source), [], str(tmp_path / "target"))

@@ -2,36 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from ray_jobs.data.formats import ROLES, Conversation, Turn
-from ray_jobs.data.tokenise import END, START, ChatTokenizer, train_bpe
+from ray_jobs.data.tokenise import END, START, ChatTokenizer
 
-TEXTS = [f"The answer to question {n} is {n * n}.\n    return café 日本 {n}\n\nuser assistant" for n in range(300)]
 PIECES = [START, END, "<|im_", "start|>", "|>", "\n", " ", "  ", "assistant", "user\n", "a", "café", "日本", "🐕", "\t"]
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tokenizer")
-    train_bpe(TEXTS, 420, path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def chat(directory: Path) -> ChatTokenizer:
-    return ChatTokenizer(directory)
-
-
-@pytest.fixture(scope="module")
-def hugging_face(directory: Path) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast.from_pretrained(directory)
 
 
 hostile = st.lists(st.sampled_from(PIECES), max_size=8).map("".join) | st.text(max_size=20)
