@@ -45,7 +45,7 @@ from service.spec.data import DecontaminateSpec
 from service.spec.identity import IdentitySourceSpec
 from service.spec.job import JobSpec
 
-FORMAT_VERSION = 9
+FORMAT_VERSION = 10
 """Raised when this code would make other data of the same sources."""
 MANIFEST_FILE = "manifest.json"
 _OF_SOURCE = {"name", "category", "form", "replace", "system_prompt", "max_rows", "duplicates"}

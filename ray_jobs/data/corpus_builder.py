@@ -7,6 +7,7 @@ row, so nothing depends on scheduling.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -23,7 +24,7 @@ from ray_jobs.data.dedup import Duplicates
 from ray_jobs.data.duplicates import RECEIPT_FILE, DuplicateSearch, Rows
 from ray_jobs.data.mixture import within_cap
 from ray_jobs.data.parquet_files import parquet_writer, part_url, read_row_groups
-from ray_jobs.data.removed_rows import CONTAMINATED, REJECTED, first_lines, rows_of_benchmarks
+from ray_jobs.data.removed_rows import CONTAMINATED, REJECTED, first_lines, reasons_of_rejected, rows_of_benchmarks
 from ray_jobs.data.resumable import (
     SHA256,
     is_tokenizer_whole,
@@ -53,6 +54,8 @@ from service.spec.source import SourceSpec
 
 INDEX_FILE = "index.parquet"
 DEDUPLICATED_FILE = "deduplicated.parquet"
+FILE_NAMES = b"file_names"
+"""Key in the index's metadata: names of the files, without their folders, as JSON."""
 _MAX_DUPLICATES_SHOWN = 5
 _MAX_CHARS_SHOWN = 160
 
@@ -107,6 +110,7 @@ class CorpusBuilder:
         self._ledger = Ledger([source.name for source in spec.data.sources])
         self._counts: dict[str, RowCounts] = {}
         self._rejected: list[dict[str, Any]] = []
+        self._rejected_reasons: list[dict[str, Any]] = []
         self._told: dict[str, Any] = {"dedup": None, "dedup_examples": []}
 
     def build(self) -> dict[str, Any]:
@@ -120,6 +124,7 @@ class CorpusBuilder:
             "sources": self._describe_sources(),
             "accounting": self._ledger.stages,
             "rejected_rows": self._rejected,
+            "rejected_reasons": self._rejected_reasons,
             "rejected_rows_url": f"{self._url}/{REJECTED}",
             "decontamination": self._decontamination(lines.filter(pc.equal(lines["gone"], CONTAMINATED))),
             **self._told,
@@ -149,6 +154,7 @@ class CorpusBuilder:
         self._rejected = first_lines(f"{self._url}/{REJECTED}", _file_numbers(bad))
         if self._rejected and self._spec.data.on_bad_row == "fail":
             raise self._bad_rows(self._rejected, len(bad))
+        self._rejected_reasons = reasons_of_rejected(f"{self._url}/{REJECTED}", _file_numbers(bad))
         self._enter(
             "read",
             self._rows(table.filter(pc.equal(table["thread"], 1))),
@@ -257,7 +263,7 @@ class CorpusBuilder:
             search = DuplicateSearch(dedup, Rows.of(keys, sources, is_spared[sources]), self._url)
             duplicates = search.run()
             names = [source.name for source in self._spec.data.sources]
-            search.write_receipt(duplicates, names, [file.url.rpartition("/")[2] for file in self._files])
+            search.write_receipt(duplicates, names, self._file_names)
             described = search.describe(duplicates, names)
             del described["receipt_url"]  # where a corpus lies is not part of it
             found = duplicates, {"dedup": described, "dedup_examples": self._show(keys, duplicates)}
@@ -294,8 +300,14 @@ class CorpusBuilder:
         )
         index = index.sort_by([("file", "ascending"), ("position", "ascending")])
         self._enter("tokenise", self._rows(kept_keys), Counter(index["source"].to_pylist()))
-        with parquet_writer(f"{self._url}/{INDEX_FILE}", INDEX_SCHEMA) as writer:
+        index = index.replace_schema_metadata({FILE_NAMES: json.dumps(self._file_names)})
+        with parquet_writer(f"{self._url}/{INDEX_FILE}", index.schema) as writer:
             writer.write_table(index)
+
+    @property
+    def _file_names(self) -> list[str]:
+        """Without folders: where the data lies is not part of a corpus."""
+        return [file.url.rpartition("/")[2] for file in self._files]
 
     def _rows(self, keys: pa.Table) -> RowCounts:
         return Counter(self._sources_of(keys).tolist())

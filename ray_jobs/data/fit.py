@@ -6,6 +6,7 @@ is too long, a task a part reads these borders alone; the driver gets the pieces
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,9 +17,10 @@ import pyarrow as pa
 import ray
 
 from ray_jobs.data.accounting import RowCounts
-from ray_jobs.data.corpus_builder import ProgressCallback
+from ray_jobs.data.corpus_builder import FILE_NAMES, ProgressCallback
 from ray_jobs.data.cutting import Pieces, TurnBorders, split, truncate
 from ray_jobs.data.parquet_files import part_url, read_parquet
+from ray_jobs.data.removed_rows import UNFIT_SCHEMA
 from ray_jobs.data.tasks import TURN_COLUMNS
 
 OUTCOMES = ("whole", "truncated", "split", "too_long", "no_trained_token")
@@ -54,6 +56,24 @@ class FittedDocuments:
         return {
             OUTCOMES[code]: Counter(source[self.outcome == code].tolist()) for code in (_TOO_LONG, _NO_TRAINED_TOKEN)
         }
+
+    def unfit(self, index: pa.Table, sources: list[str]) -> pa.Table:
+        """Conversations without a document, one line each of `UNFIT_SCHEMA`, in order of source, file and row.
+
+        Args:
+            index: of the corpus.
+            sources: names of all sources.
+        """
+        numbers = np.flatnonzero(self.outcome > _SPLIT)
+        lines = index.take(pa.array(numbers))
+        columns = [
+            pa.array(sources, pa.string()).take(lines["source"]),
+            pa.array(json.loads(index.schema.metadata[FILE_NAMES]), pa.string()).take(lines["file"]),
+            lines["row"],
+            pa.array(OUTCOMES).take(pa.array(self.outcome[numbers])),
+            lines["num_tokens"],
+        ]
+        return pa.table(columns, schema=UNFIT_SCHEMA)
 
     def describe(self, source: np.ndarray, names: list[str]) -> list[dict[str, Any]]:
         """By source [N]: conversations of each outcome, the pieces of the split ones, and exchanges too long."""

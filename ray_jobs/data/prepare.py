@@ -2,6 +2,7 @@
 
     packed-<hash>/train/shard-<n>.parquet      packed rows (`ray_jobs.data.row_set`, `ray_jobs.data.packed_rows`)
     packed-<hash>/held_out/shard-<n>.parquet   likewise, of held-out conversations
+    packed-<hash>/unfit.parquet                conversations of which nothing fits (`ray_jobs.data.removed_rows`)
     packed-<hash>/lineage.json                 what all of it follows from (`ray_jobs.data.lineage`)
     packed-<hash>/manifest.json                written last: it makes the directory whole
 
@@ -31,12 +32,13 @@ from ray_jobs.data.packing_report import (
     describe_packing,
     describe_sources,
 )
+from ray_jobs.data.removed_rows import UNFIT_FILE, write_unfit
 from ray_jobs.data.row_set import RowSetWriter, remove_ordered
 from ray_jobs.data.shards import Documents
 from service.errors import EmptyDataError
 from service.spec.job import JobSpec
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 """Raised when this code would pack the same corpus otherwise."""
 
 
@@ -71,18 +73,19 @@ def prepare(spec: JobSpec, prepared_url: str, progress: ProgressCallback) -> Pre
     corpus = prepare_corpus(spec, prepared_url, progress)
     decided_by = _decided_by(spec, corpus)
     url, tokenizer_url = f"{prepared_url}/packed-{identity(decided_by)}", f"{corpus.url}/tokenizer"
-    if (manifest := read_manifest(url)) is not None:
-        return PreparedData(url, tokenizer_url, manifest, reused=corpus.reused)
-    try:
-        manifest = {"hash": identity(decided_by), **_Packer(spec, corpus, url, progress).pack()}
-        write_lineage(url, decided_by, corpus=read_lineage(corpus.url))
-        write_manifest(url, manifest)
-    except FileNotFoundError:
-        # another job that prepares the same was first, and has removed what both had on the way
-        if (manifest := read_manifest(url)) is None:
-            raise
-    remove_ordered(url)
-    return PreparedData(url, tokenizer_url, manifest, reused=False)
+    reused = corpus.reused
+    if (manifest := read_manifest(url)) is None:
+        reused = False
+        try:
+            manifest = {"hash": identity(decided_by), **_Packer(spec, corpus, url, progress).pack()}
+            write_lineage(url, decided_by, corpus=read_lineage(corpus.url))
+            write_manifest(url, manifest)
+        except FileNotFoundError:
+            # another job that prepares the same was first, and has removed what both had on the way
+            if (manifest := read_manifest(url)) is None:
+                raise
+    remove_ordered(url)  # of this run, or of one that was killed behind its manifest
+    return PreparedData(url, tokenizer_url, manifest, reused)
 
 
 def _decided_by(spec: JobSpec, corpus: Corpus) -> dict[str, Any]:
@@ -105,10 +108,12 @@ class _Packer:
         index = corpus.read_index()
         if len(index) != corpus.manifest["accounting"][-1]["rows_out"]:
             raise AssertionError(f"the corpus says it has {corpus.manifest['accounting'][-1]}, its index {len(index)}")
-        self._ledger = Ledger([source.name for source in spec.data.sources])
+        self._names = [source.name for source in spec.data.sources]
+        self._ledger = Ledger(self._names)
         self._fitted = fit(
             index, f"{corpus.url}/tokenised", spec.data.sequence_length, spec.data.on_long_conversation, progress
         )
+        self._unfit = self._fitted.unfit(index, self._names)
         self._source_of_conversation, self._groups = index["source"].to_numpy(), index["group_hash"].to_pylist()
         # from here on by document: a conversation, or a piece of one
         self._conversation = self._fitted.conversation
@@ -128,7 +133,7 @@ class _Packer:
             raise AssertionError(
                 f"{expected} tokens of the mix are to be trained, {train.trained.total()} were written"
             )
-        fit_lines = self._fitted.describe(self._source_of_conversation, [s.name for s in self._spec.data.sources])
+        fit_lines = self._fitted.describe(self._source_of_conversation, self._names)
         packing = describe_packing(train, self._spec.data.sequence_length)
         corpus = {key: value for key, value in self._corpus.manifest.items() if key != "hash"}
         return {
@@ -137,6 +142,8 @@ class _Packer:
             "accounting": corpus["accounting"] + self._ledger.stages,
             "held_out": describe_held_out(evaluation),
             "fit": fit_lines,
+            "unfit_rows": write_unfit(self._url, self._unfit),
+            "unfit_rows_url": f"{self._url}/{UNFIT_FILE}",
             "mixture_by": self._spec.data.mixture_by,
             "mixture": describe_mixture(self._spec.data, train, available, stopped_by),
             "mixture_sources": self._describe_sources(training, chosen),

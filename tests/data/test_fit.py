@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,12 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from ray_jobs.data.corpus import Corpus
-from ray_jobs.data.corpus_builder import INDEX_FILE
+from ray_jobs.data.corpus_builder import FILE_NAMES, INDEX_FILE
 from ray_jobs.data.formats import Conversation, Turn
 from ray_jobs.data.packed_rows import PackedRows
-from ray_jobs.data.parquet_files import parquet_writer, part_url
+from ray_jobs.data.parquet_files import parquet_writer, part_url, read_parquet
 from ray_jobs.data.prepare import _Packer
-from ray_jobs.data.tasks import CONVERSATION_SCHEMA, INDEX_SCHEMA, tokenise_file
+from ray_jobs.data.tasks import CONVERSATION_SCHEMA, tokenise_file
 from ray_jobs.data.tokenise import END, START, ChatTokenizer
 from service.spec.job import JobSpec
 
@@ -61,7 +62,7 @@ def words_tokenizer(directory: Path) -> None:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    """Two sources, one part each; every conversation is in both."""
+    """Two sources, one part each; every conversation is in both, in every other row."""
     url = str(tmp_path_factory.mktemp("corpus"))
     words_tokenizer(Path(url, "tokenizer"))
     lines = [
@@ -71,7 +72,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
             "roles": [turn.role for turn in conversation],
             "contents": [turn.content for turn in conversation],
         }
-        for row, conversation in enumerate(CONVERSATIONS, 1)
+        for row, conversation in zip(range(1, 2 * len(CONVERSATIONS), 2), CONVERSATIONS, strict=True)
     ]
     data = spec("truncate").data
     tables = []
@@ -82,8 +83,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
         hashes = [bytes([number]) * 16 for number in kept]
         item = {"file": file, "source": file, "kept": kept, "content_hashes": hashes, "group_hashes": hashes}
         tables += tokenise_file(pa.Table.from_pylist([item]), data, url)
-    with parquet_writer(f"{url}/{INDEX_FILE}", INDEX_SCHEMA) as writer:
-        writer.write_table(pa.concat_tables(tables))
+    index = pa.concat_tables(tables).replace_schema_metadata({FILE_NAMES: json.dumps(["code.jsonl", "general.jsonl"])})
+    with parquet_writer(f"{url}/{INDEX_FILE}", index.schema) as writer:
+        writer.write_table(index)
     accounting = [{"stage": "tokenise", "rows_out": 2 * len(lines)}]
     return Corpus(url, {"hash": "x", "accounting": accounting}, reused=False)
 
@@ -161,6 +163,28 @@ def test_packed_documents_are_rendered_conversations_and_every_row_is_counted(
         assert line["examples"] == len(expected)
         assert line["trained_tokens"] == sum(int(r.trained.sum()) for r in expected)
         assert line["trained_fraction"] == line["trained_tokens"] / sum(len(r.tokens) for r in expected)
+
+
+@pytest.mark.parametrize("how", MADE)
+def test_what_is_too_long_or_trains_nothing_is_listed_with_its_place_and_reason(
+    corpus: Corpus, tmp_path: Path, how: str
+) -> None:
+    """By its row in the raw file, of which every other one was removed before."""
+    manifest = packed(corpus, how, tmp_path)
+    listed = read_parquet(manifest["unfit_rows_url"]).to_pylist()
+    assert listed == manifest["unfit_rows"]
+    long = [LONG["one exchange"]] if how != "drop" else list(LONG.values())
+    rendered = ChatTokenizer(Path(corpus.url, "tokenizer")).render([*long, SILENT])
+    assert listed == [
+        {"source": name, "file": f"{name}.jsonl", "row": row, "reason": reason, "tokens": len(line.tokens)}
+        for name in ("code", "general")
+        for line, row, reason in zip(
+            rendered,
+            [*(2 * CONVERSATIONS.index(conversation) + 1 for conversation in long), 2 * len(CONVERSATIONS) - 1],
+            [*("too_long" for _ in long), "no_trained_token"],
+            strict=True,
+        )
+    ]
 
 
 def test_all_pieces_of_a_conversation_are_held_out_together(corpus: Corpus, tmp_path: Path) -> None:

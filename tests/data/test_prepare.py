@@ -31,6 +31,7 @@ from ray_jobs.data.row_set import RowSetWriter
 from ray_jobs.data.tasks import INDEX_SCHEMA, tokenise_file
 from service.errors import BadRowError, ConflictError, EmptyDataError, InvalidSpecError, SourceNotFoundError
 from service.spec.job import JobSpec
+from tests.data.conftest import digests
 
 pytestmark = [
     pytest.mark.ray,
@@ -46,22 +47,29 @@ def text(seed: int, size: int = 30) -> str:
     return " ".join(np.random.default_rng(seed).choice(WORDS, size))
 
 
+FACTS = {"name": "Husky", "maker": "Nordic Sled Works"}
+LONG_CHAT = {
+    "messages": [
+        {"role": role, "content": text(n + 900, 20)} for n, role in enumerate(["system", *("user", "assistant") * 9])
+    ]
+}
+
+
 def write_jsonl(path: Path, rows: list[Any]) -> None:
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
 
 
-@pytest.fixture
-def document(tmp_path: Path) -> dict[str, Any]:
+def small_document(folder: Path) -> dict[str, Any]:
     """Two sources: 90 code rows in two files, 20 copies and 10 near copies among them; 60 chat rows of two turns."""
     code = [{"prompt": text(number), "completion": text(1000 + number, 60)} for number in range(60)]
     near = [{**row, "completion": row["completion"] + " more"} for row in code[20:30]]
-    write_jsonl(tmp_path / "code-0.jsonl", code)
-    write_jsonl(tmp_path / "code-1.jsonl", code[:20] + near)
+    write_jsonl(folder / "code-0.jsonl", code)
+    write_jsonl(folder / "code-1.jsonl", code[:20] + near)
     chat = [
         {"messages": [{"role": role, "content": text(n + shift, 9)} for shift, role in ((0, "user"), (1, "assistant"))]}
         for n in range(5000, 5180, 3)
     ]
-    write_jsonl(tmp_path / "chat.jsonl", chat)
+    write_jsonl(folder / "chat.jsonl", chat)
     return {
         "name": "small",
         "model": {
@@ -74,14 +82,54 @@ def document(tmp_path: Path) -> dict[str, Any]:
                     "name": "snippets",
                     "category": "code",
                     "form": "prompt_completion",
-                    "uri": f"file://{tmp_path}/code-*.jsonl",
+                    "uri": f"file://{folder}/code-*.jsonl",
                 },
-                {"name": "chat", "category": "general", "form": "messages", "uri": f"file://{tmp_path}/chat.jsonl"},
+                {"name": "chat", "category": "general", "form": "messages", "uri": f"file://{folder}/chat.jsonl"},
             ],
             "sequence_length": 512,
             "held_out_fraction": 0.1,
         },
     }
+
+
+@pytest.fixture
+def document(tmp_path: Path) -> dict[str, Any]:
+    return small_document(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared data of all tests that do not mind what others have prepared there."""
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """All stages have something to do: malformed, contaminated and too long rows, one to split, and identity."""
+    folder = tmp_path_factory.mktemp("everything")
+    document = small_document(folder)
+    write_jsonl(folder / "benchmark.jsonl", [{"text": text(1020, 60)}])
+    with (folder / "code-1.jsonl").open("a") as file:
+        file.write("{\n" + json.dumps({"prompt": "Tell.", "completion": text(1, 900)}) + "\n")
+    with (folder / "chat.jsonl").open("a") as file:
+        file.write(json.dumps(LONG_CHAT) + "\n")
+    form = {"kind": "texts", "columns": ["text"]}
+    document["data"]["sources"].append({"kind": "identity", "name": "who", "facts": FACTS, "num_examples": 40})
+    document["data"] |= {
+        "on_bad_row": "skip",
+        "on_long_conversation": "split",
+        "decontaminate": {"against": [{"name": "bench", "uri": f"{folder}/benchmark.jsonl", "form": form}]},
+        "mixture": {"code": 2, "general": {"share": 1, "max_epochs": 2}, "identity": 0.2},
+    }
+    return document
+
+
+@pytest.fixture(scope="module")
+def whole(everything: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an undisturbed run makes of `everything`."""
+    root = tmp_path_factory.mktemp("whole")
+    run(everything, root)
+    return root
 
 
 def run(document: dict[str, Any], root: Path) -> PreparedData:
@@ -91,15 +139,6 @@ def run(document: dict[str, Any], root: Path) -> PreparedData:
 def rows_of(prepared: PreparedData, name: str) -> list[PackedRow]:
     rows = PackedRows(f"{prepared.url}/{name}")
     return [rows[index] for index in range(len(rows))]
-
-
-def digests(root: Path) -> dict[str, str]:
-    """Of every file that carries data; manifests hold the root's own path."""
-    return {
-        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(root.rglob("*"))
-        if path.is_file() and path.name != "manifest.json"
-    }
 
 
 def documents(rows: list[PackedRow]) -> list[tuple[str, bytes, bytes]]:
@@ -160,9 +199,9 @@ def test_every_row_is_accounted_for_and_the_manifest_tells_what_lies_there(
 
 
 def test_packed_rows_hold_whole_conversations_and_never_train_a_first_token(
-    document: dict[str, Any], tmp_path: Path
+    document: dict[str, Any], shared: Path
 ) -> None:
-    prepared = run(document, tmp_path / "prepared")
+    prepared = run(document, shared)
     start, end = 0, 1
     for row in rows_of(prepared, "train") + rows_of(prepared, "held_out"):
         assert len(row.tokens) == len(row.trained) == row.document_lengths.sum() <= 512
@@ -192,13 +231,12 @@ def test_a_second_call_reuses_and_other_settings_reuse_the_corpus(document: dict
 
 
 def test_a_mixture_by_examples_repeats_what_is_scarce_and_tells_what_came_out(
-    document: dict[str, Any], tmp_path: Path
+    document: dict[str, Any], shared: Path
 ) -> None:
-    root = tmp_path / "prepared"
-    first = run(document, root)
+    first = run(document, shared)
     document["data"] |= {"mixture_by": "examples", "mixture": {"code": {"share": 3, "max_epochs": 2}, "general": 1}}
     document["data"]["sources"][1]["weight"] = 2
-    prepared = run(document, root)
+    prepared = run(document, shared)
     assert prepared.tokenizer_url == first.tokenizer_url, "weights and epochs are no part of the corpus"
     code, general = prepared.manifest["mixture"]
     available = {line["category"]: line["examples"] for line in first.manifest["mixture"]}
@@ -221,7 +259,7 @@ def test_a_mixture_by_examples_repeats_what_is_scarce_and_tells_what_came_out(
         1: general["examples"],
     }
     document["data"]["sources"][0]["epochs"] = 1
-    assert run(document, root).manifest["packing"]["repeated"] == 0
+    assert run(document, shared).manifest["packing"]["repeated"] == 0
 
 
 def test_bytes_do_not_depend_on_place_and_a_torn_directory_is_made_again(
@@ -238,8 +276,8 @@ def test_bytes_do_not_depend_on_place_and_a_torn_directory_is_made_again(
     assert second.manifest["hash"] == first.manifest["hash"]
     assert len(rows_of(second, "train")) == second.manifest["packing"]["rows"] > 0
     expected = digests(tmp_path / "one")
-    assert len(expected) == 28, (
-        "9 parts, 6 of lines, 4 of the tokenizer, 2 of duplicates, index, 2 shards twice, lineages"
+    assert len(expected) == 31, (
+        "9 parts, 6 of lines, 4 of the tokenizer, 2 of duplicates, index, 2 shards twice, unfit, lineages, manifests"
     )
     assert digests(tmp_path / "two[1]-*") == expected
     for directory in (tmp_path / "two[1]-*").iterdir():
@@ -251,15 +289,17 @@ def test_bytes_do_not_depend_on_place_and_a_torn_directory_is_made_again(
     assert digests(tmp_path / "two[1]-*") == expected
 
 
-def test_the_lineage_spells_out_what_the_bytes_follow_from(document: dict[str, Any], tmp_path: Path) -> None:
-    first = run(document, tmp_path / "one")
+def test_the_lineage_spells_out_what_the_bytes_follow_from(
+    document: dict[str, Any], tmp_path: Path, shared: Path
+) -> None:
+    first = run(document, shared)
     lineage = json.loads((Path(first.url) / "lineage.json").read_text())
-    assert str(tmp_path) not in json.dumps(lineage)
+    assert not any(str(place) in json.dumps(lineage) for place in (tmp_path, shared))
     corpus = lineage["corpus"]
     for name, part in (("packed", lineage), ("corpus", corpus)):
         content = json.dumps(part["decided_by"], sort_keys=True).encode()
         assert part["hash"] == hashlib.sha256(content).hexdigest()[:16]
-        assert (tmp_path / "one" / f"{name}-{part['hash']}" / "lineage.json").exists()
+        assert (shared / f"{name}-{part['hash']}" / "lineage.json").exists()
     files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tmp_path.glob("*.jsonl")}
     assert [line[-1] for line in corpus["decided_by"]["files"]] == [
         files[name] for name in ("code-0.jsonl", "code-1.jsonl", "chat.jsonl")
@@ -268,50 +308,80 @@ def test_the_lineage_spells_out_what_the_bytes_follow_from(document: dict[str, A
     assert corpus["tokenizer"]["chat_template.jinja"] == template
     assert corpus["packages"]["tokenizers"] == version("tokenizers")
     document["seed"] = 5
-    other = json.loads((Path(run(document, tmp_path / "one").url) / "lineage.json").read_text())
+    other = json.loads((Path(run(document, shared).url) / "lineage.json").read_text())
     assert other["corpus"] == corpus
     assert (other["decided_by"]["seed"], lineage["decided_by"]["seed"]) == (5, JobSpec.model_fields["seed"].default)
 
 
-@pytest.mark.parametrize(
-    "last", ["hash sources", "read and sign", "deduplicate", "tokenizer", "tokenise", "order train", "pack train"]
-)
-def test_a_killed_run_is_gone_on_with_and_gives_the_same_bytes(
-    document: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str
+KILLED_AT = {
+    "identity": 0,
+    "hash sources": 0,
+    "hash benchmarks again": 0,
+    "read and sign": None,  # some files are read by then
+    "ray_jobs.data.corpus_builder.DuplicateSearch.write_receipt": 15,
+    "ray_jobs.data.corpus_builder.keep_duplicates": 16,
+    "deduplicate": 17,
+    "ray_jobs.data.corpus_builder.keep_tokenizer": 17,
+    "tokenizer": 17,
+    "tokenise": 25,
+    "ray_jobs.data.corpus.write_lineage": 26,
+    "ray_jobs.data.corpus.write_manifest": 26,
+    "fit": 26,
+    "order train": 27,
+    "pack train": 28,
+    "order held-out": 29,
+    "pack held-out": 30,
+    "ray_jobs.data.prepare.write_unfit": 30,
+    "ray_jobs.data.prepare.write_lineage": 31,
+    "ray_jobs.data.prepare.write_manifest": 31,
+    "ray_jobs.data.prepare.remove_ordered": 31,
+}
+"""The ends of all tasks, and what the driver writes between them; how many files of data are whole by then. At the end:
+4 parts of keys, conversations, signatures, tokenised and lengths each, 1 of rejected rows, 2 of contaminated ones, 2 on
+duplicates, the index, a batch and a shard of each side, and the list of what does not fit."""
+
+
+def prepare_until(stage: str, spec: JobSpec, root: Path) -> None:
+    """Begin a run that is killed at a stage."""
+
+    def kill(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    def progress(task: str, done: int, total: int | None, _: str) -> None:
+        if task == stage and total in {done, None}:
+            kill()
+
+    with pytest.MonkeyPatch.context() as patch:
+        if "." in stage:
+            patch.setattr(stage, kill)
+        prepare(spec, str(root), progress)
+
+
+def test_a_run_killed_at_every_stage_is_gone_on_with_and_gives_the_same_bytes(
+    everything: dict[str, Any], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def kill(task: str, done: int, total: int | None, _: str) -> None:
-        if task == last and total in {done, None}:
-            raise KeyboardInterrupt
+    """Each run goes on with what the one before has left, and is killed one stage later."""
+    spec, root = JobSpec.model_validate(everything), tmp_path / "killed"
 
     def count(place: Any, name: str) -> None:
         original = getattr(place, name)
-        monkeypatch.setattr(place, name, lambda *args: (calls.append(name), original(*args))[1])
+        monkeypatch.setattr(place, name, lambda *args: (calls.update([name]), original(*args))[1])
 
-    expected = run(document, tmp_path / "whole")
-    calls: list[str] = []
+    calls: Counter[str] = Counter()
     count(DuplicateSearch, "run")
     count(corpus_builder, "make_tokenizer")
-    root = tmp_path / "killed"
-    with pytest.raises(KeyboardInterrupt):
-        prepare(JobSpec.model_validate(document), str(root), kill)
-    assert list(root.rglob("packed-*/manifest.json")) == []
-    before = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.suffix in {".parquet", ".arrow"}}
-    prepared = run(document, root)
-    assert digests(root) == digests(tmp_path / "whole")
-    assert prepared.manifest["shards"] == expected.manifest["shards"]
-    done = {path for path in before if path.exists() and path.name != "index.parquet"}
-    again = {path for path in done if path.stat().st_mtime_ns != before[path]}
-    num_done = {
-        "hash sources": 0,
-        "deduplicate": 11,
-        "tokenizer": 11,
-        "tokenise": 17,
-        "order train": 17,
-        "pack train": 18,
-    }
-    if last != "read and sign":  # some of the three files are read by then
-        assert (len(done), again) == (num_done[last], set())
-    assert calls == ["run", "make_tokenizer"], "neither is done twice"
+    before: dict[Path, int] = {}
+    for stage, num_files in KILLED_AT.items():
+        with pytest.raises(KeyboardInterrupt):
+            prepare_until(stage, spec, root)
+        left = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.suffix in {".parquet", ".arrow"}}
+        assert num_files in {len(left), None}, stage
+        again = {path.name for path in before if left[path] != before[path]}
+        assert again <= {"duplicates.parquet", "index.parquet", "unfit.parquet"}, stage
+        before = left
+    assert prepare(spec, str(root), lambda *_: None).reused
+    assert digests(root) == digests(whole)
+    assert calls == {"run": 3, "make_tokenizer": 2}, "again where it was killed before its result was kept, else never"
 
 
 def test_two_jobs_that_prepare_the_same_at_once_do_not_disturb_each_other(
@@ -340,18 +410,18 @@ def test_a_job_that_is_overtaken_takes_what_the_other_has_made(
     assert not prepared.reused
     assert prepared == others[0]
     names = sorted(path.name for path in Path(prepared.url).iterdir())
-    assert names == ["held_out", "lineage.json", "manifest.json", "train"]
+    assert names == ["held_out", "lineage.json", "manifest.json", "train", "unfit.parquet"]
     document["seed"] = 1
     monkeypatch.setattr(RowSetWriter, "write", lambda *_: Path(f"{tmp_path}/none").read_text())
     with pytest.raises(FileNotFoundError, match="none"):
         run(document, tmp_path / "prepared")
 
 
-def test_a_changed_source_is_another_corpus(document: dict[str, Any], tmp_path: Path) -> None:
-    first = run(document, tmp_path / "prepared")
+def test_a_changed_source_is_another_corpus(document: dict[str, Any], tmp_path: Path, shared: Path) -> None:
+    first = run(document, shared)
     with (tmp_path / "chat.jsonl").open("a") as file:
         file.write(json.dumps({"messages": [{"role": "assistant", "content": "New."}]}) + "\n")
-    second = run(document, tmp_path / "prepared")
+    second = run(document, shared)
     assert not second.reused
     assert second.tokenizer_url != first.tokenizer_url
     assert second.manifest["sources"][1]["rows_kept"] == 61
@@ -433,8 +503,8 @@ def receipt_of(prepared: PreparedData) -> list[dict[str, Any]]:
     return lines
 
 
-def test_each_dropped_row_has_a_receipt_that_names_its_twin(document: dict[str, Any], tmp_path: Path) -> None:
-    prepared = run(document, tmp_path / "prepared")
+def test_each_dropped_row_has_a_receipt_that_names_its_twin(document: dict[str, Any], shared: Path) -> None:
+    prepared = run(document, shared)
     receipt = receipt_of(prepared)
     copies = [line for line in receipt if line["kind"] == "exact"]
     assert [(line["file"], line["row"], line["kept_file"], line["kept_row"]) for line in copies] == [
@@ -474,25 +544,27 @@ def test_a_corpus_is_the_same_in_however_many_parts_its_bands_are_shuffled(
 
 @pytest.mark.parametrize("verify", ["exact", "estimate"])
 def test_the_first_source_stays_if_asked_however_pairs_are_compared(
-    verify: str, document: dict[str, Any], tmp_path: Path
+    verify: str, document: dict[str, Any], shared: Path
 ) -> None:
     document["data"]["dedup"] = {"keep": "first_source", "verify": verify}
-    near = [line for line in receipt_of(run(document, tmp_path / "prepared")) if line["kind"] == "near"]
+    near = [line for line in receipt_of(run(document, shared)) if line["kind"] == "near"]
     assert [(line["file"], line["kept_file"]) for line in near] == [("code-1.jsonl", "code-0.jsonl")] * 10
     # of 125 minima about as many agree as the sets do: within four standard deviations
     assert all(abs(line["similarity"] - 86 / 87) < 4 * (86 / 87 / 87 / 125) ** 0.5 for line in near)
     assert (len({line["similarity"] for line in near}) == 1) == (verify == "exact")
 
 
-def test_of_one_prompt_one_answer_stays_if_prompts_are_compared(document: dict[str, Any], tmp_path: Path) -> None:
+def test_of_one_prompt_one_answer_stays_if_prompts_are_compared(
+    document: dict[str, Any], tmp_path: Path, shared: Path
+) -> None:
     write_jsonl(
         tmp_path / "chat.jsonl",
         [{"messages": [{"role": "user", "content": text(4321)}, {"role": "assistant", "content": text(n, 9)}]}
          for n in range(9000, 9005)],
     )  # fmt: skip
-    apart = run(document, tmp_path / "conversations").manifest["sources"][1]
+    apart = run(document, shared).manifest["sources"][1]
     document["data"]["dedup"] = {"compare": "prompt"}
-    together = run(document, tmp_path / "prompts").manifest["sources"][1]
+    together = run(document, shared).manifest["sources"][1]
     assert (apart["rows_kept"], together["rows_kept"]) == (5, 1)
     assert together["near_duplicates"] == 4
 
@@ -509,14 +581,14 @@ def test_a_bad_row_fails_with_its_place_and_the_count(document: dict[str, Any], 
     assert list((tmp_path / "prepared").rglob("manifest.json")) == []
 
 
-def test_skipped_rows_are_counted_and_listed(document: dict[str, Any], tmp_path: Path) -> None:
-    clean = run(document, tmp_path / "prepared")
+def test_skipped_rows_are_counted_and_listed(document: dict[str, Any], tmp_path: Path, shared: Path) -> None:
+    clean = run(document, shared)
     with (tmp_path / "code-1.jsonl").open("a") as file:
         file.writelines((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in BAD_ROWS)
     (tmp_path / "code-2.jsonl.gz").write_bytes(b"not gzip")
     document["data"]["sources"][0]["uri"] += "*"
     document["data"]["on_bad_row"] = "skip"
-    prepared = run(document, tmp_path / "prepared")
+    prepared = run(document, shared)
     source = prepared.manifest["sources"][0]
     assert [source[name] for name in ("files", "rows_read", "rows_rejected", "rows_kept")] == [3, 96, 6, 60]
     listed = pq.read_table(prepared.manifest["rejected_rows_url"]).to_pylist()
@@ -526,6 +598,8 @@ def test_skipped_rows_are_counted_and_listed(document: dict[str, Any], tmp_path:
         ("snippets", "code-2.jsonl.gz", 1),
     ]
     assert all(row["reason"] for row in listed)
+    counted = {(line["source"], line["reason"]): line["rows"] for line in prepared.manifest["rejected_reasons"]}
+    assert counted == Counter((row["source"], row["reason"]) for row in listed)
     assert [row["excerpt"] for row in listed[:4]] == [row if row == "{" else json.dumps(row) for row in BAD_ROWS[:4]]
     assert listed[4]["excerpt"] == r'{"prompt": "a", "completion": "\ud800"}'
     assert prepared.manifest["packing"]["tokens"] == clean.manifest["packing"]["tokens"], "bad rows change nothing else"
@@ -554,14 +628,16 @@ MALFORMED = {
 }
 
 
-def test_every_kind_of_malformed_input_ends_as_a_listed_row(document: dict[str, Any], tmp_path: Path) -> None:
-    clean = run(document, tmp_path / "prepared")
+def test_every_kind_of_malformed_input_ends_as_a_listed_row(
+    document: dict[str, Any], tmp_path: Path, shared: Path
+) -> None:
+    clean = run(document, shared)
     (tmp_path / "bad").mkdir()
     for name, content in MALFORMED.items():
         (tmp_path / "bad" / name).write_bytes(content)
     bad = {"name": "bad", "category": "code", "form": "prompt_completion", "uri": f"file://{tmp_path}/bad/*"}
     document["data"] |= {"on_bad_row": "skip", "sources": [*document["data"]["sources"], bad]}
-    prepared = run(document, tmp_path / "prepared")
+    prepared = run(document, shared)
     reasons: dict[str, list[str]] = {name: [] for name in MALFORMED}
     for row in pq.read_table(prepared.manifest["rejected_rows_url"]).to_pylist():
         reasons[row["file"].rpartition("/")[2]].append(row["reason"])
@@ -688,14 +764,14 @@ def test_what_overlaps_with_a_benchmark_is_removed_before_its_duplicates_are(
     assert caught.value.field == "data.decontaminate.against.1.uri"
 
 
-def test_a_cap_and_a_system_prompt_are_the_sources_own(document: dict[str, Any], tmp_path: Path) -> None:
+def test_a_cap_and_a_system_prompt_are_the_sources_own(document: dict[str, Any], shared: Path) -> None:
     code, chat = document["data"]["sources"]
     document["data"]["sequence_length"] = 2048
     code["max_rows"] = 25
     chat["form"] = {"kind": "turns", "turns": "messages"}
-    without = run(document, tmp_path / "prepared")
+    without = run(document, shared)
     chat["system_prompt"] = "A prompt of words that every conversation of this source has. " * 9
-    prepared = run(document, tmp_path / "prepared")
+    prepared = run(document, shared)
     code_counts, chat_counts = prepared.manifest["sources"]
     assert (code_counts["rows_read"], code_counts["rows_over_cap"]) == (90, 65)
     assert code_counts["exact_duplicates"] + code_counts["near_duplicates"] + code_counts["rows_kept"] == 25
@@ -706,16 +782,12 @@ def test_a_cap_and_a_system_prompt_are_the_sources_own(document: dict[str, Any],
     assert second[1]["trained_tokens"] == first[1]["trained_tokens"]
 
 
-def test_an_identity_source_is_written_and_loses_no_row_to_its_likeness(
-    document: dict[str, Any], tmp_path: Path
-) -> None:
-    facts = {"name": "Husky", "maker": "Nordic Sled Works"}
+def test_an_identity_source_is_written_and_loses_no_row_to_its_likeness(document: dict[str, Any], shared: Path) -> None:
     document["data"]["sources"] += [
-        {"kind": "identity", "name": "who", "facts": facts, "num_examples": 400, "system_prompt": "You are Husky."},
-        {"kind": "identity", "name": "again", "facts": facts, "num_examples": 400},
+        {"kind": "identity", "name": "who", "facts": FACTS, "num_examples": 400, "system_prompt": "You are Husky."},
+        {"kind": "identity", "name": "again", "facts": FACTS, "num_examples": 400},
     ]
-    root = tmp_path / "prepared"
-    first = run(document, root)
+    first = run(document, shared)
     counts = ("rows_read", "rows_rejected", "exact_duplicates", "near_duplicates", "rows_kept")
     who, again = ([source[name] for name in counts] for source in first.manifest["sources"][2:])
     assert who == [400, 0, 0, 0, 400]
@@ -723,31 +795,31 @@ def test_an_identity_source_is_written_and_loses_no_row_to_its_likeness(
     spared = [line["similarity"] for line in receipt_of(first) if line["source"] in {"who", "again"}]
     assert spared == [1.0] * 400
     assert [line["category"] for line in first.manifest["mixture"]] == ["code", "general", "identity"]
-    assert run(document, root).reused
+    assert run(document, shared).reused
     document["data"]["sources"][2]["duplicates"] = "near"
-    near = run(document, root).manifest["sources"][2:]
+    near = run(document, shared).manifest["sources"][2:]
     assert [source["near_duplicates"] for source in near] == [0, 0], "what a spared source holds stays, wherever it is"
     assert [source["rows_kept"] for source in near] == [400, 0]
     document["data"]["sources"][3]["duplicates"] = "near"
-    assert run(document, root).manifest["sources"][2]["near_duplicates"] > 10, "what they would have lost"
+    assert run(document, shared).manifest["sources"][2]["near_duplicates"] > 10, "what they would have lost"
     document["data"]["sources"][2]["num_examples"] = 100_000
     with pytest.raises(InvalidSpecError, match="the templates give") as caught:
-        run(document, root)
+        run(document, shared)
     assert caught.value.field == "data.sources.2.num_examples"
 
 
-def test_long_conversations_are_cut_or_dropped_and_counted(document: dict[str, Any], tmp_path: Path) -> None:
+def test_long_conversations_are_cut_or_dropped_and_counted(
+    document: dict[str, Any], tmp_path: Path, shared: Path
+) -> None:
     write_jsonl(tmp_path / "code-1.jsonl", [{"prompt": "Tell.", "completion": text(1, 900)}])
-    roles = ["system", *("user", "assistant") * 9]
-    long_chat = {"messages": [{"role": role, "content": text(n + 900, 20)} for n, role in enumerate(roles)]}
     with (tmp_path / "chat.jsonl").open("a") as file:
-        file.write(json.dumps(long_chat) + "\n")
+        file.write(json.dumps(LONG_CHAT) + "\n")
     document["data"]["held_out_fraction"] = 0.0
     counts = ("whole", "truncated", "split", "too_long")
     seen = {}
     for how in ("truncate", "drop", "split"):
         document["data"]["on_long_conversation"] = how
-        prepared = seen[how] = run(document, tmp_path / "prepared")
+        prepared = seen[how] = run(document, shared)
         snippets, chat = prepared.manifest["fit"]
         assert [snippets[count] for count in counts] == [60, 0, 0, 1]
         assert [chat[count] for count in counts] == [60, how == "truncate", how == "split", how == "drop"]
