@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
@@ -11,13 +10,19 @@ import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
 from ray_jobs.data.charts import Bar, bars, histogram
+from ray_jobs.data.html_parts import paragraph, spaced, table
+from ray_jobs.data.lineage import read_lineage
 from ray_jobs.data.packed_directory import PackedDirectory
+from ray_jobs.data.report_proof import certificate, lineage
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
 h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2.2rem;border-bottom:1px solid #ddd}
-table{border-collapse:collapse}td,th{padding:.15rem .8rem;text-align:right;border-bottom:1px solid #eee}
-td:first-child,th:first-child{text-align:left}svg{width:100%;max-width:760px;display:block}
+.table{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+td,th{padding:.15rem .8rem;text-align:right;vertical-align:top;border-bottom:1px solid #eee}.text{text-align:left}
+p{margin:.6rem 0;overflow-wrap:anywhere}summary{margin:.4rem 0;cursor:pointer}
+details table{font-size:.8rem}pre{background:#f6f6f6;padding:.6rem;overflow-x:auto;font-size:.8rem}
+svg{width:100%;max-width:760px;display:block}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:1rem;padding:0;font-size:.85rem}
 .legend li::before{content:"";display:inline-block;width:.8em;height:.8em;margin-right:.4em;background:var(--colour)}
 """
@@ -28,19 +33,25 @@ def page(packed: PackedDirectory) -> str:
     """The page.
 
     Args:
-        packed: what it tells of; document lengths are read from its rows, all else from its manifest.
+        packed: what it tells of; document lengths are read from its rows, all else from its manifest and its lineage.
     """
     manifest = packed.manifest
     sections = [
         ("Rows", _rows(manifest["packing"])),
         ("Document lengths", _lengths(f"{packed.url}/train", manifest["packing"]["sequence_length"])),
         (f"The mix, by {manifest['mixture_by']}", _mix(manifest["mixture"])),
-        ("Duplicates", _duplicates(manifest["sources"])),
-        ("Duplicates between sources", _between_sources(manifest.get("dedup"))),
-        ("What other thresholds would drop", _thresholds(manifest.get("dedup"))),
+        ("Kept from training", _held_out(manifest["held_out"])),
         ("Trained tokens", _trained(manifest["mixture_sources"])),
-        ("Conversations that fit no row as they are", _fit(manifest["fit"])),
+        ("What came in", _sources(manifest["sources"])),
+        ("Malformed rows, by reason", _malformed(manifest)),
+        ("Rows that overlap with benchmarks", _contaminated(manifest["decontamination"])),
+        ("Duplicates", _duplicates(manifest["sources"])),
+        ("Duplicates between sources", _between_sources(manifest["dedup"])),
+        ("What other thresholds would drop", _thresholds(manifest["dedup"])),
+        ("Conversations that fit no row as they are", _fit(manifest)),
         ("Where every row went", _accounting(manifest["accounting"])),
+        ("Certificate of packing", certificate(manifest)),
+        ("Lineage", lineage(read_lineage(packed.url), manifest["shards"])),
     ]
     body = "".join(f"<h2>{escape(title)}</h2>{content}" for title, content in sections if content)
     title = f"Prepared data {manifest['hash']}"
@@ -51,18 +62,8 @@ def page(packed: PackedDirectory) -> str:
     )
 
 
-def _table(columns: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    body = "".join("<tr>" + "".join(f"<td>{escape(_shown(cell))}</td>" for cell in line) + "</tr>" for line in lines)
-    return f"<table><tr>{head}</tr>{body}</table>"
-
-
-def _shown(cell: object) -> str:
-    return f"{cell:,}" if isinstance(cell, int) else str(cell)
-
-
 def _rows(packing: dict[str, Any]) -> str:
-    return _table(
+    return table(
         ("rows", "least possible", "tokens a row", "documents", "tokens", "fill", "trained"),
         [
             (
@@ -108,6 +109,39 @@ def _mix(mixture: list[dict[str, Any]]) -> str:
     return bars(lines, ("asked", "got"))
 
 
+def _held_out(categories: list[dict[str, Any]]) -> str:
+    columns = ("category", "examples", "tokens", "trained_tokens")
+    lines = [[line[column] for column in columns] for line in categories]
+    return table(map(spaced, columns), lines) if lines else ""
+
+
+def _sources(sources: list[dict[str, Any]]) -> str:
+    counts = list(sources[0])
+    return table(map(spaced, counts), [[source[count] for count in counts] for source in sources])
+
+
+def _malformed(manifest: dict[str, Any]) -> str:
+    reasons = manifest["rejected_reasons"]
+    if not reasons:
+        return ""
+    lines = [(line["source"], line["reason"], line["rows"]) for line in reasons]
+    rarer = sum(source["rows_rejected"] for source in manifest["sources"]) - sum(line["rows"] for line in reasons)
+    lines += [("", "for rarer reasons", rarer)] if rarer else []
+    where = paragraph(f"Each with its file, row and beginning: {manifest['rejected_rows_url']}")
+    return table(("source", "reason", "rows"), lines) + where
+
+
+def _contaminated(decontamination: dict[str, Any] | None) -> str:
+    if decontamination is None:
+        return ""
+    lines = [(benchmark["name"], benchmark["rows"]) for benchmark in decontamination["benchmarks"]]
+    where = paragraph(
+        f"{decontamination['ngram_words']} words in a row stand in both. "
+        f"Each row with the words: {decontamination['rows_url']}"
+    )
+    return table(("benchmark", "rows"), lines) + (where if any(rows for _, rows in lines) else "")
+
+
 def _duplicates(sources: list[dict[str, Any]]) -> str:
     parts = ("rows_kept", "exact_duplicates", "near_duplicates")
     lines = [Bar(source["name"], [source[part] for part in parts], _shares(source)) for source in sources]
@@ -124,19 +158,19 @@ def _between_sources(dedup: dict[str, Any] | None) -> str:
     """Rows of one source that went, by the source of the twin that was kept."""
     pairs = {
         (line["dropped_source"], line["kept_source"]): line["exact_duplicates"] + line["near_duplicates"]
-        for line in (dedup or {}).get("between_sources", [])
+        for line in (dedup or {"between_sources": []})["between_sources"]
     }
     if not pairs:
         return ""
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
     lines = [(dropped, *(pairs.get((dropped, kept), 0) for kept in names)) for dropped in names]
-    return _table(("went, for a twin in …", *names), lines)
+    return table(("went, for a twin in …", *names), lines)
 
 
 def _thresholds(dedup: dict[str, Any] | None) -> str:
     lines = [
         Bar(f"similarity {line['threshold']:g}", (line["estimated_dropped"],), f"about {line['estimated_dropped']:,}")
-        for line in (dedup or {}).get("thresholds", [])
+        for line in (dedup or {"thresholds": []})["thresholds"]
     ]
     return bars(lines, ("dropped",)) if lines else ""
 
@@ -150,11 +184,16 @@ def _trained(sources: list[dict[str, Any]]) -> str:
     return bars(lines, ("trained",), longest=1)
 
 
-def _fit(sources: list[dict[str, Any]]) -> str:
-    columns = ("truncated", "split", "pieces", "exchanges_too_long", "too_long", "no_trained_token")
-    lines = [(source["name"], *(source[column] for column in columns)) for source in sources]
-    is_any = any(any(line[1:]) for line in lines)
-    return _table(("source", *(column.replace("_", " ") for column in columns)), lines) if is_any else ""
+def _fit(manifest: dict[str, Any]) -> str:
+    columns = ("whole", "truncated", "split", "pieces", "exchanges_too_long", "too_long", "no_trained_token")
+    lines = [(source["name"], *(source[column] for column in columns)) for source in manifest["fit"]]
+    if not any(any(line[2:]) for line in lines):
+        return ""
+    unfit = manifest["unfit_rows"]
+    listed = [(row["source"], row["file"], row["row"], spaced(row["reason"]), row["tokens"]) for row in unfit]
+    left_out = table(("source", "file", "row", "reason", "tokens"), listed)
+    more = paragraph(f"The first of those that are left out; all of them: {manifest['unfit_rows_url']}")
+    return table(("source", *map(spaced, columns)), lines) + (more + left_out if unfit else "")
 
 
 def _accounting(stages: list[dict[str, Any]]) -> str:
@@ -164,8 +203,8 @@ def _accounting(stages: list[dict[str, Any]]) -> str:
             stage["rows_in"],
             stage["made"],
             stage["rows_out"],
-            ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in stage["gone"].items() if count),
+            ", ".join(f"{count:,} {spaced(reason)}" for reason, count in stage["gone"].items() if count),
         )
         for stage in stages
     ]
-    return _table(("stage", "rows in", "made", "rows out", "gone"), lines)
+    return table(("stage", "rows in", "made", "rows out", "gone"), lines)

@@ -9,12 +9,15 @@ import random
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import ray
 from rich.console import Console
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from typer.testing import CliRunner
@@ -22,12 +25,17 @@ from typer.testing import CliRunner
 import ray_jobs
 from ray_jobs.data.command import _removed_on_fault, app
 from ray_jobs.data.formats import Turn
+from ray_jobs.data.lineage import read_lineage
 from ray_jobs.data.marked_text import MarkedText, printable
 from ray_jobs.data.packed_directory import PackedDirectory, find_packed
+from ray_jobs.data.prepare import prepare
 from ray_jobs.data.progress_lines import ProgressLines
 from ray_jobs.data.report_page import page
+from ray_jobs.data.resumable import resume_file
 from ray_jobs.data.tokenise import ChatTokenizer, train_bpe
+from service.client.spec_file import load_spec
 from service.errors import BadRowError, EndpointError, InvalidSpecError
+from tests.data.conftest import digests
 from tests.data.test_fit import SILENT, WORDS, chat, words_tokenizer
 from tests.data.test_tokenise import write_tokenizer
 
@@ -48,6 +56,8 @@ def messages(*pairs: tuple[str, str]) -> dict[str, Any]:
 
 CODE = [messages(("user", words(12, seed)), ("assistant", f"  {words(9, 1000 + seed)} é日")) for seed in range(40)]
 LONG = messages(*((role, words(25, seed)) for seed, role in enumerate(["user", "assistant"] * 9)))
+TOO_LONG = messages(("user", "Tell."), ("assistant", words(300, 8888)))
+LEAKED = messages(("user", "What?"), ("assistant", words(20, 7777)))
 CHAT = [messages(("user", words(8, seed)), ("assistant", words(5, -seed))) for seed in range(2000, 2030)]
 
 
@@ -55,8 +65,10 @@ CHAT = [messages(("user", words(8, seed)), ("assistant", words(5, -seed))) for s
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With raw files and specs."""
     folder = tmp_path_factory.mktemp("command")
-    write_jsonl(folder / "code.jsonl", [*CODE, *CODE[:5]])
-    write_jsonl(folder / "chat.jsonl", [*CHAT, CODE[7], LONG, messages(("user", FORGED), ("assistant", "No."))])
+    write_jsonl(folder / "code.jsonl", [*CODE, *CODE[:5], "no row", "no row", TOO_LONG])
+    write_jsonl(folder / "chat.jsonl", [*CHAT, CODE[7], LONG, messages(("user", FORGED), ("assistant", "No.")), LEAKED])
+    write_jsonl(folder / "benchmark.jsonl", [{"text": LEAKED["messages"][1]["content"]}])
+    form = {"kind": "texts", "columns": ["text"]}
     source = {"form": "messages", "category": "code", "name": "code", "uri": "code.jsonl"}
     spec = {
         "name": "small",
@@ -67,6 +79,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data": {
             "sources": [source, source | {"name": "chat", "category": "general", "uri": "chat.jsonl"}],
             "sequence_length": 256,
+            "on_bad_row": "skip",
+            "decontaminate": {"against": [{"name": "bench", "uri": "benchmark.jsonl", "form": form}]},
             "on_long_conversation": "split",
             "mixture": {"code": 1, "general": 1},
             "held_out_fraction": 0.1,
@@ -110,6 +124,30 @@ def test_prepare_shows_progress_and_ends_with_the_tables_of_a_report(
         assert title in done.stdout
     assert done.stdout.splitlines()[-1] == str(folder / "out" / packed.url.rpartition("/")[2])
     assert sorted(path.name.partition("-")[0] for path in (folder / "out").iterdir()) == ["corpus", "packed"]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+# Ray Data sets its own deprecated fields when it makes its context
+@pytest.mark.filterwarnings("ignore:.* is deprecated:DeprecationWarning:ray.data.context")
+def test_two_raylets_give_the_same_bytes_as_one(
+    packed: PackedDirectory, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every file, and the page on them; only where a manifest or the page tells the place they lie at is another."""
+    root, nodes = tmp_path / "two", tmp_path / "nodes"
+    nodes.mkdir()
+
+    def noting(batch: pa.Table, **kwargs: Any) -> Iterator[pa.Table]:
+        (nodes / ray.get_runtime_context().get_node_id()).touch()
+        yield from resume_file(batch, **kwargs)
+
+    monkeypatch.setattr("ray_jobs.data.corpus_builder.resume_file", noting)
+    prepared = prepare(load_spec(folder / "job.json"), str(root), lambda *_: None)
+    assert not prepared.reused
+    assert len(list(nodes.iterdir())) == 2, "both had files to handle"
+    assert digests(root) == digests(folder / "out")
+    two, one = (page(find_packed(str(place))).replace(str(place), "") for place in (root, folder / "out"))
+    assert two == one
 
 
 def test_bad_input_leaves_nothing_where_nothing_was_and_an_interrupted_run_leaves_its_work(tmp_path: Path) -> None:
@@ -175,17 +213,33 @@ def test_the_report_page_tells_the_manifests_numbers_and_needs_nothing_else(
     code, text = run("report", packed.url, "--output", str(tmp_path / "report.html"))
     assert (code, text) == (0, f"{tmp_path}/report.html\n")
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
-    content = (tmp_path / "report.html").read_text()
+    content = (tmp_path / "report.html").read_text().replace(' class="text"', "")
     titles = re.findall(r"<title>\S+ to \S+ tokens · (\w+): (\d+)</title>", content)
     for category in ("code", "general"):
         [line] = [line for line in packed.manifest["mixture"] if line["category"] == category]
         assert sum(int(count) for name, count in titles if name == category) == line["examples"]
     packing = packed.manifest["packing"]
-    for number in (f"{packing['tokens']:,}", f"{packing['fill']:.2%}", "code · exact duplicates: 5", "5 gone, 11.1%"):
+    for number in (f"{packing['tokens']:,}", f"{packing['fill']:.2%}", "code · exact duplicates: 5", "5 gone, 10.9%"):
         assert number in content
     for line in packed.manifest["dedup"]["thresholds"]:
         assert f"similarity {line['threshold']} · dropped: {line['estimated_dropped']}<" in content
     assert "<tr><td>chat</td><td>1</td><td>0</td></tr>" in content, "a copy of a row of the first source"
+    assert "<tr><td>code</td><td>not an object but str</td><td>2</td></tr>" in content
+    assert "<tr><td>bench</td><td>1</td></tr>" in content
+    unfit = r"<tr><td>code</td><td>code.jsonl</td><td>48</td><td>too long</td><td>[\d,]+</td></tr>"
+    assert re.search(unfit, content), "the row that is too long"
+    certificate, lineage = packed.manifest["certificate"], read_lineage(packed.url)
+    for split, rows in certificate["samples"].items():
+        for row in rows:
+            assert all(document["sha256"] in content for document in row["documents"]), (split, row)
+    for digest in (
+        *(line[-1] for line in lineage["corpus"]["decided_by"]["files"]),
+        *lineage["corpus"]["tokenizer"].values(),
+        *(shard["sha256"] for shard in packed.manifest["shards"]["train"]),
+    ):
+        assert f"<td>{digest}</td>" in content
+    for name, number in lineage["packages"].items():
+        assert f"<tr><td>{name}</td><td>{number}</td><td>{number}</td></tr>" in content
     assert not re.search(r"https?:|src=|href=|url\(|<script|@import", content)
 
 
