@@ -70,6 +70,7 @@ class FittedDocuments:
             pa.array(sources, pa.string()).take(lines["source"]),
             pa.array(json.loads(index.schema.metadata[FILE_NAMES]), pa.string()).take(lines["file"]),
             lines["row"],
+            lines["thread"],
             pa.array(OUTCOMES).take(pa.array(self.outcome[numbers])),
             lines["num_tokens"],
         ]

@@ -3,7 +3,7 @@
     corpus-<hash>/rejected/part-<file>.parquet        source, file, row, thread, reason, excerpt
     corpus-<hash>/contaminated/part-<file>.parquet    source, file, row, thread, benchmark and its file and row, words
                                                       that both hold
-    packed-<hash>/unfit.parquet                       source, file, row, reason, tokens
+    packed-<hash>/unfit.parquet                       source, file, row, thread, reason, tokens
 
 The thread is 1, or one of several in a row that holds a tree of messages.
 
@@ -57,6 +57,7 @@ UNFIT_SCHEMA = pa.schema(
         ("source", pa.string()),
         ("file", pa.string()),
         ("row", pa.int64()),
+        ("thread", pa.int32()),
         ("reason", pa.string()),
         ("tokens", pa.int64()),
     ]

@@ -85,6 +85,7 @@ INDEX_SCHEMA = pa.schema(
         ("file", pa.int32()),
         ("position", pa.int64()),
         ("row", pa.int64()),  # of the raw file
+        ("thread", pa.int32()),  # of several in that row
         ("source", pa.int32()),
         ("content_hash", pa.binary()),
         ("group_hash", pa.binary()),
@@ -270,7 +271,7 @@ def tokenise_file(batch: pa.Table, data: DataSpec, corpus_url: str) -> Iterator[
             columns = [
                 np.full(size, item["file"], dtype=np.int32),
                 np.arange(position, position + size),
-                kept["row"].slice(start, size),
+                *(kept[name].slice(start, size) for name in ("row", "thread")),
                 np.full(size, item["source"], dtype=np.int32),
                 *(
                     pa.array(item[name][start : start + size], pa.binary())

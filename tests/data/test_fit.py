@@ -176,7 +176,7 @@ def test_what_is_too_long_or_trains_nothing_is_listed_with_its_place_and_reason(
     long = [LONG["one exchange"]] if how != "drop" else list(LONG.values())
     rendered = ChatTokenizer(Path(corpus.url, "tokenizer")).render([*long, SILENT])
     assert listed == [
-        {"source": name, "file": f"{name}.jsonl", "row": row, "reason": reason, "tokens": len(line.tokens)}
+        {"source": name, "file": f"{name}.jsonl", "row": row, "thread": 1, "reason": reason, "tokens": len(line.tokens)}
         for name in ("code", "general")
         for line, row, reason in zip(
             rendered,
