@@ -19,8 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-_LOGITS_AT_ONCE = 1 << 26
-"""256 MiB in fp32: 1,300 positions of a vocabulary of 50,000 words; 4,096 of 32,000 are two parts."""
+from service.spec.train import LOGITS_AT_ONCE
 
 
 def completion_loss(
@@ -30,7 +29,7 @@ def completion_loss(
     trained_T: Tensor,
     *,
     scale: float,
-    logits_at_once: int = _LOGITS_AT_ONCE,
+    logits_at_once: int = LOGITS_AT_ONCE,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of each trained token given the tokens before it.
 

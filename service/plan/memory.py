@@ -17,6 +17,7 @@ import math
 
 from service.plan.layout import Layout
 from service.spec.plan import MemoryPlan, PlanRequest
+from service.spec.train import LOGITS_AT_ONCE
 
 BUCKET_NUMBERS = 500_000_000
 """DeepSpeed's `reduce_bucket_size`, which the project leaves as it is."""
@@ -79,21 +80,24 @@ def num_trained(layout: Layout, request: PlanRequest) -> int:
     return math.ceil(layout.num_tokens * request.data.trained_fraction)
 
 
-def head_bytes(layout: Layout, request: PlanRequest, logits: int) -> int:
-    """Hidden states of the trained positions, and so many bytes for each logit: 4 between the passes."""
+def head_gradient_bytes(layout: Layout, request: PlanRequest) -> int:
+    """Gradients of the head's weights and of the trained positions' hidden states, computed with the loss already."""
     config = layout.config
-    return num_trained(layout, request) * (layout.number_bytes * config.hidden_size + logits * config.vocab_size)
+    return layout.number_bytes * config.hidden_size * (num_trained(layout, request) + config.vocab_size)
 
 
 def working_bytes(layout: Layout, request: PlanRequest) -> int:
     """The most that is alive for a short time.
 
     In a layer's backward pass that is the layer computed anew; without recomputation nothing, since gradients take the
-    place of activations that are done with. In the output head's it is the logits, in the model's type, in fp32 and as
-    logarithms of probabilities, when there are no buckets yet.
+    place of activations that are done with. In the output head's it is its gradients, that of the hidden states in fp32
+    too, and the logits of a part of the vocabulary, in the model's type, in fp32 and as probabilities, when there are
+    no buckets yet.
     """
+    config, trained = layout.config, num_trained(layout, request)
     of_layer = layer_bytes(layout, request) if layout.spec.train.activation_checkpointing else 0
-    of_head = head_bytes(layout, request, layout.number_bytes + 4 + 4)
+    of_logits = min(trained * config.vocab_size, LOGITS_AT_ONCE) * (layout.number_bytes + 4 + 4)
+    of_head = head_gradient_bytes(layout, request) + 4 * trained * config.hidden_size + of_logits
     return max(of_layer, of_head - bucket_bytes(layout))
 
 

@@ -18,7 +18,7 @@ def builder(tmp_path: Path) -> CorpusBuilder:
         with parquet_writer(part_url(f"{tmp_path}/{CONVERSATIONS}", file), CONVERSATION_SCHEMA) as writer:
             for first in range(0, GROUP_ROWS * NUM_GROUPS, GROUP_ROWS):
                 texts = [[f"{file}-{row}", "reply"] for row in range(first, first + GROUP_ROWS)]
-                columns = [list(range(GROUP_ROWS)), [["user", "assistant"]] * GROUP_ROWS, texts]
+                columns = [list(range(GROUP_ROWS)), [1] * GROUP_ROWS, [["user", "assistant"]] * GROUP_ROWS, texts]
                 writer.write_table(pa.table(columns, schema=CONVERSATION_SCHEMA))
     builder = CorpusBuilder.__new__(CorpusBuilder)
     builder._url = str(tmp_path)

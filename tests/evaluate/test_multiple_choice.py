@@ -85,7 +85,7 @@ def test_big_benchs_own_file_is_read(tmp_path: Path, language_model: LanguageMod
     samples = task(f"file://{tmp_path}/task.json", form="big_bench").run(language_model, seed=0).samples
     assert [sample["target"] for sample in samples] == [0, 0]
     (tmp_path / "task.json").write_text("{broken")
-    with pytest.raises(BadRowError, match="not JSON"):
+    with pytest.raises(BadRowError, match="not a JSON list"):
         task(f"file://{tmp_path}/task.json", form="big_bench")
 
 

@@ -143,8 +143,8 @@ def _always(_q_THK: Tensor) -> bool:
 
 
 def _with_second_bucket(config: Any) -> Any:
-    def overlapping(spec: JobSpec) -> dict[str, Any]:
-        document: dict[str, Any] = config(spec)
+    def overlapping(spec: JobSpec, num_workers: int) -> dict[str, Any]:
+        document: dict[str, Any] = config(spec, num_workers)
         document["zero_optimization"]["overlap_comm"] = True
         return document
 

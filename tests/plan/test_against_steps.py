@@ -16,7 +16,7 @@ import pytest
 from service.client.spec_file import load_spec
 from service.plan.communication import plan_communication
 from service.plan.layout import Layout, planned_config
-from service.plan.memory import head_bytes, plan_memory
+from service.plan.memory import head_gradient_bytes, plan_memory
 from service.spec.job import JobSpec
 from service.spec.plan import PlanRequest
 
@@ -51,13 +51,13 @@ def count(spec: JobSpec, directory: Path, *options: str) -> dict[str, Any]:
 
 
 def stated(layout: Layout, request: PlanRequest) -> dict[str, int]:
-    """The plan's bytes, where the loss still holds its logits."""
+    """The plan's bytes, when the loss is there, and with it the head's gradients."""
     memory = plan_memory(layout, request)
     return {
         "weights": memory.weights,
         "gradients": memory.gradients,
         "optimiser": memory.optimiser,
-        "activations": memory.activations_kept + head_bytes(layout, request, logits=4),
+        "activations": memory.activations_kept + head_gradient_bytes(layout, request),
     }
 
 
