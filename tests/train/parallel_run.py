@@ -157,19 +157,19 @@ def main() -> None:
     start = state.step
     writer = CheckpointWriter(engine, url, attempt=1, num_kept=STEPS_KEPT, timeout_s=60)
     losses, norms, balances, gradients = [], [], [], {}
-    norms_by_deepspeed, skipped, saved = [], [], []
+    norms_by_deepspeed, skipped, hash_before_break = [], [], None
     for step in range(start, options.steps):
         mine = share_of_worker(order.rows_of_step(step), rank, num_workers)
         batches = [collate([None if index is None else rows[index]], ["c"], "cpu") for index in mine]
         if copy is not None:
             keep_gradients(engine, gradients)
             torch.save(list(gradients_apart(copy, batches)), options.out / "gradients-apart.pt")
-        handle = None
         if step == options.break_step:
-            handle = engine.module.model.layers[0].register_forward_hook(_spoil)
+            hash_before_break = weight_hash(model)
+            spoiled = model.layers[0].register_forward_hook(_spoil)
         taken = step_module.take_step(engine, batches, LEARNING_RATE, 1)
-        if handle is not None:
-            handle.remove()
+        if step == options.break_step:
+            spoiled.remove()
         described = taken.describe(["c"], 0.01)
         losses.append(described["loss"])
         balances.append(described["balance_loss"])
@@ -179,7 +179,7 @@ def main() -> None:
         state = state.after(skipped=taken.is_skipped)
         if (step + 1) % 2 == 0:
             assert writer.begin(state, data_cursor(order, state.step))
-            saved.append(writer.finish().saved[0])  # type: ignore[index]
+            writer.finish()
     writer.close()
     frozen_experts = all(
         torch.equal(tensor.float(), experts_before[key].to(tensor.dtype).float())
@@ -192,7 +192,7 @@ def main() -> None:
         "norms": norms,
         "norms_by_deepspeed": norms_by_deepspeed,
         "skipped": skipped,
-        "saved": saved,
+        "hash_before_break": hash_before_break,
         "updates": state.updates,
         "balances": balances,
         "hash": weight_hash(model),

@@ -161,7 +161,7 @@ def test_a_lost_node_leaves_a_smaller_group_that_goes_on_from_the_last_checkpoin
     document: dict[str, Any], tmp_path: Path
 ) -> None:
     document["parallel"] |= {"num_workers": 2, "min_workers": 1, "expert_parallel_size": 1}
-    document["train"] |= {"checkpoint_every_steps": 10, "epochs": 20}
+    document["train"] |= {"checkpoint_every_steps": 10, "epochs": 10}
     outcome = drive("node_lost", tmp_path / "run", document)
     assert outcome["workers"] == [2, 1]
     assert outcome["starts"][0] == 0
