@@ -36,7 +36,7 @@ from ray_jobs.train.architecture import load_base, model_config
 from ray_jobs.train.batches import RowOrder, TrainBatch, collate, share_of_worker
 from ray_jobs.train.checkpoint import TrainingState
 from ray_jobs.train.checkpoint_writer import Advance, CheckpointWriter
-from ray_jobs.train.cursor import data_cursor
+from ray_jobs.train.cursor import check_cursor, data_cursor
 from ray_jobs.train.engine import TrainingStep, balancing, build_engine, expert_parallel_group
 from ray_jobs.train.export import committed_step, export
 from ray_jobs.train.guards import Guards, WarningKind, require_progress
@@ -133,6 +133,8 @@ class Worker:
         with self._finishing("train", reused=start == last):
             if start < last and self.spec.train.proofs:
                 self._settle(start, self._prove(resumed))
+            elif resumed.cursor is not None:
+                check_cursor(resumed.cursor, self.order, start)
             if start == 0 and not self._agree(lambda: self._is_evaluated("before", 0)):
                 self.evaluate("before", 0)
             self.train(resumed.state)

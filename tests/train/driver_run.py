@@ -62,6 +62,7 @@ def the_room_is_taken(config: dict[str, Any]) -> None:
     if dist.get_rank() == 1:
         Squatter.options(name="squatter", lifetime="detached").remote()
         time.sleep(1)
+        (Path(config["run_url"]) / "died").write_text(str(time.monotonic()))
         os._exit(1)
     dist.barrier()
 
@@ -70,13 +71,14 @@ def run_workers(work: Any, directory: Path) -> dict[str, Any]:
     """Train with another worker function; returns how the run ended."""
     run = RunDirectory(str(directory))
     ray_jobs.train.trainer.run_worker = work
-    start = time.monotonic()
+    died = directory / "died"
     outcome: dict[str, Any] = {"error": None}
     try:
         train(run, run.read_spec(), WorkerConfig(run.url, 1, "", "", ()), print)
     except SleddogError as error:
         outcome = {"error": error.code, "field": error.field, "message": error.message}
-    return outcome | {"seconds": time.monotonic() - start, "starts": len((directory / "starts").read_text())}
+    since_death = time.monotonic() - float(died.read_text()) if died.exists() else None
+    return outcome | {"seconds_since_death": since_death, "starts": len((directory / "starts").read_text())}
 
 
 def attempts(directory: Path) -> list[dict[str, Any]]:

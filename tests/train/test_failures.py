@@ -104,7 +104,7 @@ def test_a_group_that_finds_no_room_again_ends_the_run(document: dict[str, Any],
     outcome = drive("the_room_is_taken", tmp_path / "run", document)
     assert (outcome["error"], outcome["field"]) == ("placement_timeout", "parallel.num_workers")
     assert outcome["starts"] == 1
-    assert 20 < outcome["seconds"] < 60
+    assert 20 < outcome["seconds_since_death"] < 60
 
 
 def tasks(directory: Path) -> list[dict[str, Any]]:
@@ -169,9 +169,7 @@ def test_a_lost_node_leaves_a_smaller_group_that_goes_on_from_the_last_checkpoin
     train = outcome["report"]["train"]
     assert train["steps"] == train["planned_steps"]
     assert "workers_restarted" in outcome["warnings"]
-    losses: dict[int, list[float]] = {}
-    for step, loss in outcome["losses"]:
-        losses.setdefault(step, []).append(loss)
-    for twice in losses.values():
-        # the same rows and weights, summed in another order: 4 rows of at most 2^12 tokens in fp32
-        assert twice[0] == pytest.approx(twice[-1], rel=1e-4)
+    taken = [loss for step, loss in outcome["losses"] if step == outcome["starts"][1] + 1]
+    # The step from the checkpoint, by two workers and by one: the same rows and weights. Sums of at most 128 tokens'
+    # losses over 4 layers are taken in another order, each rounded to 2^-24.
+    assert taken[0] == pytest.approx(taken[-1], rel=4 * 128 * 2**-24)
