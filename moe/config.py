@@ -7,7 +7,10 @@ published Arctic `config.json`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
+
+Tuning = Literal["full", "frozen_moe", "router_only"]
+"""What is trained: all; the dense part, with every router and expert frozen; the routers, with all else frozen."""
 
 _HF_NAMES = {
     "vocab_size": "vocab_size",
@@ -116,6 +119,11 @@ class MoEConfig:
         """All parameters."""
         experts = self.num_layers * self.num_experts * self.num_expert_params
         return self.num_dense_params() + self.num_router_params() + experts
+
+    def num_trained_params(self, tuning: Tuning) -> int:
+        """Parameters that change in training."""
+        trained = {"full": self.num_params, "frozen_moe": self.num_dense_params, "router_only": self.num_router_params}
+        return trained[tuning]()
 
     def num_active_params(self) -> int:
         """Weights of one token's forward pass, as Arctic's 17.29B counts them: embeddings whole, gates (0.03B) not."""

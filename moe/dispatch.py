@@ -145,8 +145,10 @@ class _WeightedSum(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, None]:
         (y_TKD, weights_TK, order_N), grad_TD = ctx.saved_tensors, gradients[0]
         grad_weights_TK = (y_TKD * grad_TD[:, None]).sum(-1)
+        if not ctx.needs_input_grad[0]:  # below the first trained router
+            return None, grad_weights_TK, None
         grad_y_ND = grad_TD.index_select(0, order_N // weights_TK.shape[1])
         return grad_y_ND.mul_(weights_TK.flatten()[order_N, None]), grad_weights_TK, None

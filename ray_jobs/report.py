@@ -53,6 +53,7 @@ def build_report(run: RunDirectory, spec: JobSpec, prepared: PreparedData, confi
             "base": spec.model.base.model_dump(),
             "num_params": config.num_params(),
             "num_active_params": config.num_active_params(),
+            "num_trained_params": config.num_trained_params(spec.train.tuning),
         },
         "train": _training(events, spec),
         "proofs": [{"attempt": e.attempt, **e.data} for e in events if e.type == "train.proofs"],

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedTokenizerFast
 
-from moe.freeze import freeze_moe
+from moe.freeze import freeze
 from moe.model import HybridModel
 from ray_jobs.data.packed_rows import PackedRows
 from ray_jobs.evaluate.held_out import held_out_losses
@@ -161,8 +161,7 @@ class Worker:
                 activation_checkpointing=self.spec.train.activation_checkpointing,
             )
         load_base(model, self.spec)
-        if self.spec.train.freeze_moe:
-            freeze_moe(model)
+        freeze(model, self.spec.train.tuning)
         coefficient = self.spec.train.balance_loss_coefficient
         return build_engine(TrainingStep(model, coefficient, len(self.settings.categories)), self.spec)
 

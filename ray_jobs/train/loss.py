@@ -69,15 +69,22 @@ class _CrossEntropy(torch.autograd.Function):
         losses_P = normaliser_P - target_logits_P
         if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
             only_part_PW = logits_PW if len(starts) == 1 else None
-            ctx.save_for_backward(*_gradients(*arguments, normaliser_P=normaliser_P, only_part_PW=only_part_PW))
+            gradients = _gradients(
+                *arguments,
+                normaliser_P=normaliser_P,
+                only_part_PW=only_part_PW,
+                is_head_trained=ctx.needs_input_grad[1],
+            )
+            ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(losses_P)
         return losses_P.sum() * scale, losses_P
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         grad_hidden_PD, grad_weight_VD = ctx.saved_tensors
-        return grad_hidden_PD * gradients[0], grad_weight_VD * gradients[0], None, None, None
+        grad_weight_VD = None if grad_weight_VD is None else grad_weight_VD * gradients[0]
+        return grad_hidden_PD * gradients[0], grad_weight_VD, None, None, None
 
 
 def _gradients(
@@ -89,10 +96,11 @@ def _gradients(
     *,
     normaliser_P: Tensor,
     only_part_PW: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+    is_head_trained: bool,
+) -> tuple[Tensor, Tensor | None]:
     """Of the scaled sum: scale x (probability - 1 at the target) times weights, and times hidden states."""
     grad_hidden_PD = torch.zeros_like(hidden_PD, dtype=torch.float32)
-    grad_weight_VD = torch.empty_like(weight_VD)
+    grad_weight_VD = torch.empty_like(weight_VD) if is_head_trained else None
     for start in range(0, len(weight_VD), words):
         weight_WD = weight_VD[start : start + words]
         logits_PW = (hidden_PD @ weight_WD.T).float() if only_part_PW is None else only_part_PW
@@ -100,7 +108,8 @@ def _gradients(
         rows, columns = _targets_within(targets_P, start, len(weight_WD))
         grad_logits_PW[rows, columns] -= 1
         grad_logits_PW = grad_logits_PW.mul_(scale).to(hidden_PD.dtype)
-        torch.mm(grad_logits_PW.T, hidden_PD, out=grad_weight_VD[start : start + words])
+        if grad_weight_VD is not None:
+            torch.mm(grad_logits_PW.T, hidden_PD, out=grad_weight_VD[start : start + words])
         grad_hidden_PD += grad_logits_PW @ weight_WD
     return grad_hidden_PD.to(hidden_PD.dtype), grad_weight_VD
 

@@ -9,7 +9,7 @@ from service.plan.memory import plan_memory
 from service.spec.job import JobSpec
 from service.spec.plan import PlannedChange, PlanRequest
 
-Fields = dict[str, int | bool]
+Fields = dict[str, int | bool | str]
 
 
 def plan_changes(layout: Layout, request: PlanRequest) -> list[PlannedChange]:
@@ -34,7 +34,7 @@ def _candidates(layout: Layout) -> Iterator[Fields]:
     train, parallel = layout.spec.train, layout.spec.parallel
     smaller: Fields = {"train.micro_batch_rows": 1} if train.micro_batch_rows > 1 else {}
     recomputed: Fields = {} if train.activation_checkpointing else {"train.activation_checkpointing": True}
-    frozen: Fields = {} if train.freeze_moe else {"train.freeze_moe": True}
+    frozen: Fields = {"train.tuning": "frozen_moe"} if train.tuning == "full" else {}
     spread: list[Fields] = [
         {"parallel.expert_parallel_size": size}
         for size in range(parallel.expert_parallel_size + 1, layout.num_gpus + 1)
@@ -69,7 +69,7 @@ def _changed(spec: JobSpec, fields: Fields) -> JobSpec:
 def _simplest(changes: list[PlannedChange]) -> list[PlannedChange]:
     """Those that hold no other that suffices as well; last what changes the training itself."""
     kept: list[PlannedChange] = []
-    for change in sorted(changes, key=lambda change: ("train.freeze_moe" in change.fields, len(change.fields))):
+    for change in sorted(changes, key=lambda change: ("train.tuning" in change.fields, len(change.fields))):
         touched = set(change.fields)
         if not any(set(other.fields) <= touched for other in kept):
             kept.append(change)

@@ -58,10 +58,11 @@ def _collectives(layout: Layout, request: PlanRequest) -> Iterator[CollectivePla
     yield from _dispatch(layout, request, experts)
     reductions, dense, expert = Reductions.of(layout), layout.num_dense_trained, layout.num_expert_trained
     # the optimiser has the dense part's matrices and norms in groups of their own
+    gatherings = 1 if layout.spec.train.tuning == "router_only" else 2
     if parallel.expert_parallel_size == 1:
-        shared = [_Shared("all", everyone, dense + expert, reductions.all, 2)]
+        shared = [_Shared("all", everyone, dense + expert, reductions.all, gatherings)]
     else:
-        shared = [_Shared("dense", everyone, dense, reductions.dense, 2)]
+        shared = [_Shared("dense", everyone, dense, reductions.dense, gatherings)]
         shared += [_Shared("expert", replicas, expert, reductions.expert, 1)] if expert else []
     for one in shared:
         yield from one.collectives(layout, request)
@@ -126,26 +127,30 @@ class Reductions:
 
 def _gradients(layout: Layout) -> Iterator[tuple[int, bool]]:
     """Numbers of each matrix's gradient in the order of the backward pass, and whether it is an expert's."""
-    config = layout.config
+    config, tuning = layout.config, layout.spec.train.tuning
+    router = config.hidden_size * config.num_experts
+    if tuning == "router_only":
+        yield from [(router, False)] * config.num_layers
+        return
     hidden, residual, width = config.hidden_size, config.residual_size, config.num_kv_heads * config.head_dim
     local = layout.num_expert // config.num_layers
     yield config.vocab_size * hidden, False
     for _ in range(config.num_layers):
         yield from ((hidden * residual, False) for _ in range(3))
-        if not layout.spec.train.freeze_moe:
+        if tuning == "full":
             yield local // 3, True  # w2
             yield local - local // 3, True  # w1 above w3
         yield from ((count, False) for count in (hidden * hidden, hidden * width, hidden * width, hidden * hidden))
-        if not layout.spec.train.freeze_moe:
-            yield hidden * config.num_experts, False
+        if tuning == "full":
+            yield router, False
     yield config.vocab_size * hidden, False
 
 
 def _dispatch(layout: Layout, request: PlanRequest, group: Group) -> Iterator[CollectivePlan]:
     """There and back in each pass; the counts before them are left out."""
     config = layout.config
-    passes = 3 if layout.spec.train.activation_checkpointing else 2
-    calls = 2 * passes * config.num_layers * layout.num_micro_batches
+    passes = (2 if layout.spec.train.activation_checkpointing else 1) * config.num_layers + layout.num_layers_passed
+    calls = 2 * passes * layout.num_micro_batches
     num_bytes = calls * layout.num_tokens * config.top_k * config.hidden_size * layout.number_bytes
     nvlink, network = group.direct(num_bytes)
     load = request.assumptions.expert_load

@@ -85,12 +85,18 @@ class Layout:
     @property
     def num_dense_trained(self) -> int:
         """Of `num_dense`, those that are trained."""
-        return self.config.num_dense_params() if self.spec.train.freeze_moe else self.num_dense
+        tuning = self.spec.train.tuning
+        return self.num_dense if tuning == "full" else self.config.num_trained_params(tuning)
 
     @property
     def num_expert_trained(self) -> int:
         """Of `num_expert`, those that are trained."""
-        return 0 if self.spec.train.freeze_moe else self.num_expert
+        return self.num_expert if self.spec.train.tuning == "full" else 0
+
+    @property
+    def num_layers_passed(self) -> int:
+        """Layers that gradients go through; below the first router of router-only tuning nothing is trained."""
+        return self.config.num_layers - (self.spec.train.tuning == "router_only")
 
     @property
     def num_owned(self) -> int:

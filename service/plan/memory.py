@@ -59,7 +59,7 @@ def layer_bytes(layout: Layout, request: PlanRequest) -> int:
     hidden, intermediate = config.hidden_size, config.expert_intermediate_size
     numbers, of_copy = config.num_activations(), hidden + 2 * intermediate
     if layout.spec.parallel.accelerator != "cpu":
-        is_frozen = layout.spec.train.freeze_moe
+        is_frozen = layout.spec.train.tuning != "full"
         on_gpu = -hidden if is_frozen else intermediate
         numbers += config.top_k * on_gpu - hidden - is_frozen * hidden
         of_copy += on_gpu

@@ -92,10 +92,7 @@ def _plan_run(layout: Layout, request: PlanRequest, step: StepPlan) -> RunPlan |
 
 def _plan_data(layout: Layout, request: PlanRequest, run: RunPlan | None) -> DataPlan:
     config, train = layout.config, layout.spec.train
-    trained = layout.num_dense_trained
-    if not train.freeze_moe:
-        trained += config.num_layers * config.num_experts * config.num_expert_params
-    checkpoint_bytes = _CHECKPOINT_BYTES * trained
+    checkpoint_bytes = _CHECKPOINT_BYTES * config.num_trained_params(train.tuning)
     tokens = request.data.num_tokens
     checkpoints = None if run is None else math.ceil(run.steps / train.checkpoint_every_steps)
     at_once = CHECKPOINTS_AT_ONCE if checkpoints is None else min(CHECKPOINTS_AT_ONCE, checkpoints)

@@ -65,7 +65,7 @@ def plan_compute(layout: Layout, request: PlanRequest) -> ComputePlan:
 
     head_weights = config.hidden_size * config.vocab_size
     dense_weights = layout.num_dense - 2 * head_weights
-    expert_passes = 2 if layout.spec.train.freeze_moe else 3
+    expert_passes = 3 if layout.spec.train.tuning == "full" else 2
     dense_pass, expert_pass = product_s(forward.dense, dense_weights, 1), product_s(busiest, layout.num_expert, 1)
     # each number that a layer keeps is written and read once forward, and as much for it and for its gradient backward
     kept = config.num_layers * layout.num_tokens * layout.number_bytes * config.num_activations()

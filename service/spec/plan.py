@@ -210,7 +210,7 @@ class DataPlan(Resource):
 class PlannedChange(Resource):
     """A change of the spec that needs less memory."""
 
-    fields: dict[str, int | bool]
+    fields: dict[str, int | bool | str]
     """New values by dotted path."""
     total_bytes: int
     """Memory of a GPU with it."""

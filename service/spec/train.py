@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from moe.config import Tuning
 from service.spec.base import SpecModel, conflict
 
 LOGITS_AT_ONCE = 1 << 26
@@ -15,7 +16,7 @@ LOGITS_AT_ONCE = 1 << 26
 
 
 class TrainSpec(SpecModel):
-    """Full-parameter supervised fine-tuning, loss on completion tokens only."""
+    """Supervised fine-tuning of all weights unless `tuning` says otherwise, loss on completion tokens only."""
 
     learning_rate: float = Field(default=2e-5, gt=0)
     """Peak learning rate of AdamW."""
@@ -47,8 +48,9 @@ class TrainSpec(SpecModel):
     capacity_factor: float | None = Field(default=None, gt=0)
     """Room of an expert in training, as a multiple of an even share of a packed row's token copies, rounded up: what
     comes when it is full is dropped. By default there is room for all."""
-    freeze_moe: bool = False
-    """Train the dense part only, every router and expert frozen: cheaper, for data-mix ablations."""
+    tuning: Tuning = "full"
+    """What is trained. `frozen_moe` is the dense part, with every router and expert frozen: cheaper, for ablations over
+    data mixes. `router_only` is the routers, with all else frozen."""
     activation_checkpointing: bool = False
     """Keep only each layer's input for the backward pass, which computes the layer anew. In bf16 that keeps 2 bytes a
     token, layer and unit of hidden size instead of 36, so 2 GB instead of 37 for 4096 tokens of Arctic, beside the one

@@ -17,7 +17,6 @@ import moe.generate
 import moe.model
 from moe.attention import Documents, LayerCache, Spans
 from moe.dispatch import ExpertParallel
-from moe.freeze import freeze_moe
 from moe.generate import generate
 from moe.model import HybridModel, PackedBatch
 from moe.sampling import Sampling
@@ -203,11 +202,3 @@ def test_processes_that_share_experts_answer_prompts_of_their_own(model: HybridM
 
     assert first == [[expected[0], expected[2]], [], sampled([PROMPTS[0], PROMPTS[2]], NUM_NEW, 0)]
     assert second == [[expected[1][:3]], [expected[1]], sampled([PROMPTS[1]], 3, 1)]
-
-
-def test_frozen_moe_trains_only_the_dense_part(model: HybridModel) -> None:
-    freeze_moe(model)
-    hidden_TD, _ = model(PackedBatch(torch.arange(9), Documents.from_lengths([9]), (9,)))
-    model.lm_head(hidden_TD).square().sum().backward()
-    for name, parameter in model.named_parameters():
-        assert (parameter.grad is None) == (".block_sparse_moe." in name), name

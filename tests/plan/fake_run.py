@@ -42,7 +42,7 @@ from moe.attention import Documents
 from moe.config import PRESETS
 from moe.dispatch import ExpertParallel
 from moe.exchange import Exchange
-from moe.freeze import freeze_moe
+from moe.freeze import freeze
 from moe.model import HybridModel, PackedBatch
 from ray_jobs.train import engine as engine_module
 from ray_jobs.train.batches import TrainBatch
@@ -192,8 +192,7 @@ def count(spec: JobSpec, num_layers: int | None = None) -> Counted:
         model = HybridModel(
             config, parallel, balancing(spec), activation_checkpointing=spec.train.activation_checkpointing
         )
-        if spec.train.freeze_moe:
-            freeze_moe(model)
+        freeze(model, spec.train.tuning)
         step = TrainingStep(model, spec.train.balance_loss_coefficient, 1)
         step.to = lambda *_args, **_kwargs: step  # type: ignore[assignment]  # is there already; fake weights do not move
         engine = build_engine(step, spec)

@@ -98,7 +98,7 @@ def test_arctic_on_256_gpus_is_what_its_step_on_fake_tensors_takes(tmp_path: Pat
 
 def test_two_layers_without_recomputation_and_frozen_experts(tmp_path: Path) -> None:
     spec = load_spec(ARCTIC)
-    train = spec.train.model_copy(update={"activation_checkpointing": False, "freeze_moe": True})
+    train = spec.train.model_copy(update={"activation_checkpointing": False, "tuning": "frozen_moe"})
     spec = spec.model_copy(update={"train": train})
     counted = count(spec, tmp_path, "--layers", "2")
     layout = Layout(spec, replace(planned_config(spec), num_layers=2))

@@ -103,7 +103,7 @@ def test_recomputation_and_accumulation_repeat_what_they_repeat() -> None:
 
 
 def test_frozen_experts_have_no_gradients_anywhere() -> None:
-    plan = plan_job(arctic(job__train__freeze_moe=True))
+    plan = plan_job(arctic(job__train__tuning="frozen_moe"))
     assert "gradients, expert" not in collectives(plan)
     assert plan.memory.optimiser == 12 * (MoEConfig().num_dense_params() // 256)
     assert plan.step.compute.experts_s == pytest.approx(plan_job(arctic()).step.compute.experts_s * 2 / 3)
@@ -128,7 +128,7 @@ def test_more_nodes_help_where_nothing_else_does() -> None:
     assert not few.fits
     assert [one.fields for one in few.changes] == [
         {"parallel.num_workers": 256, "parallel.expert_parallel_size": 128},
-        {"train.freeze_moe": True},
+        {"train.tuning": "frozen_moe"},
     ]
     hopeless = plan_job(arctic(hardware__gpu_memory_gb=8))
     assert not any(change.fits for change in hopeless.changes)
@@ -183,7 +183,7 @@ def test_command_client_and_function_plan_the_same(client: Client) -> None:  # n
     code, text = run("plan", str(ARCTIC), "--assume", "hardware.gpu_memory_gb=40")
     assert code == 0, "a plan that does not fit is an answer, too"
     assert "Memory of a GPU, 40.00 GB: does NOT fit\n" in text
-    assert "train.freeze_moe: true" in text
+    assert "train.tuning: frozen_moe" in text
 
 
 def test_faults_name_their_field(http: TestClient) -> None:  # noqa: F811

@@ -169,7 +169,7 @@ def test_the_export_is_a_whole_checkpoint_and_starts_another_job_by_the_python_e
     load_checkpoint(model, directory)
     assert {"tokenizer.json", "generation_config.json", "config.json"} <= {path.name for path in directory.iterdir()}
     long_document["model"] = {"base": str(directory)}
-    long_document["train"] |= {"max_steps": 2, "freeze_moe": True}
+    long_document["train"] |= {"max_steps": 2, "tuning": "frozen_moe"}
     again = run_by_example(system, [sys.executable, "examples/quickstart.py"], long_document, tmp_path)
     report, first = system.client.jobs.report(again), system.client.jobs.report(undisturbed)
     assert report["held_out"]["before"]["math"] == pytest.approx(first["held_out"]["after"]["math"], rel=1e-6)

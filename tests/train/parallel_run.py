@@ -1,6 +1,6 @@
 """A short real training run on any number of gloo processes, for the parity tests; run by `torch.distributed.run`.
 
-    parallel_run.py OUT EXPERT_PARALLEL STEPS [--batch-rows N] [--precision bf16] [--freeze] [--gradients]
+    parallel_run.py OUT EXPERT_PARALLEL STEPS [--batch-rows N] [--precision bf16] [--gradients]
                     [--normalise-per-worker]
                     [--break-step STEP]
 
@@ -25,7 +25,6 @@ import torch
 import torch.distributed as dist
 
 from moe.config import MoEConfig
-from moe.freeze import freeze_moe
 from moe.hf import checkpoint_slices
 from moe.init import initialize
 from moe.model import HybridModel
@@ -132,7 +131,6 @@ def main() -> None:
     parser.add_argument("steps", type=int)
     parser.add_argument("--batch-rows", type=int, default=4)
     parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--freeze", action="store_true")
     parser.add_argument("--gradients", action="store_true")
     parser.add_argument("--normalise-per-worker", action="store_true", help="the mutation that a parity test must see")
     parser.add_argument("--break-step", type=int, help="at which worker 0's activations become infinite")
@@ -143,9 +141,6 @@ def main() -> None:
     rank, num_workers = dist.get_rank(), dist.get_world_size()
     model = HybridModel(CONFIG, expert_parallel_group(options.expert_parallel))
     initialize(model, seed=0)
-    experts_before = {key: tensor.clone() for key, tensor in checkpoint_slices(model) if ".experts." in key}
-    if options.freeze:
-        freeze_moe(model)
     if options.normalise_per_worker:
         normalise_per_worker()
     copy = TrainingStep(deepcopy(model), 0.01, 1).bfloat16() if options.gradients else None
@@ -181,11 +176,6 @@ def main() -> None:
             assert writer.begin(state, data_cursor(order, state.step))
             writer.finish()
     writer.close()
-    frozen_experts = all(
-        torch.equal(tensor.float(), experts_before[key].to(tensor.dtype).float())
-        for key, tensor in checkpoint_slices(model)
-        if key in experts_before
-    )
     result = {
         "start": start,
         "losses": losses,
@@ -196,7 +186,6 @@ def main() -> None:
         "updates": state.updates,
         "balances": balances,
         "hash": weight_hash(model),
-        "experts_unchanged": frozen_experts,
     }
     (options.out / f"result-{rank}.json").write_text(json.dumps(result))
     torch.save(gradients, options.out / "gradients.pt")

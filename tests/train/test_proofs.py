@@ -1,6 +1,6 @@
 """What a run proves of itself holds, in every mode of training, and each proof fails when its claim is false.
 
-The processes are started once for each number of them and run all cases; each case is told by what its proofs say.
+The processes run all cases, and those of `conftest` some; each case is told by what its proofs say.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch.distributed as dist
 import moe.model
 import ray_jobs.train.proof_gradients
 from moe.attention import Documents
-from moe.freeze import freeze_moe
+from moe.freeze import freeze
 from moe.router import Routing
 from ray_jobs.train import step as step_module
 from ray_jobs.train.batches import RowOrder, collate, share_of_worker
@@ -122,8 +122,7 @@ def step_of(spec: JobSpec) -> TrainingStep:
         balancing(spec),
         activation_checkpointing=spec.train.activation_checkpointing,
     )
-    if spec.train.freeze_moe:
-        freeze_moe(model)
+    freeze(model, spec.train.tuning)
     return TrainingStep(model, spec.train.balance_loss_coefficient, 1)
 
 
@@ -173,7 +172,8 @@ MODES: dict[str, dict[str, Any]] = {
     "replicas": {"expert_parallel": 1},
     "expert parallel": {"expert_parallel": 2},
     "expert parallel in bf16": {"expert_parallel": 2, "precision": "bf16"},
-    "frozen": {"expert_parallel": 2, "freeze_moe": True},
+    "frozen MoE": {"expert_parallel": 2, "tuning": "frozen_moe"},
+    "router only": {"expert_parallel": 2, "tuning": "router_only"},
     "balanced over the batch": {"expert_parallel": 1, "balance_loss_unit": "batch"},
     "dropping": {"expert_parallel": 2, "capacity_factor": 0.75, "activation_checkpointing": True},
     "no balance loss": {"expert_parallel": 1, "balance_loss_coefficient": 0.0},
@@ -191,24 +191,32 @@ FAILING = {
 FAILING_IN_BF16 = FAILING | {"balance_loss_over_what_a_pass_holds": {"balance_loss"}}
 
 
-def _process(rank: int, directory: str, num_workers: int) -> None:
+def proofs_of_mode(name: str) -> list[dict[str, Any]]:
+    spec = spec_of(**MODES[name])
+    return told(proofs_of(spec, step_of(spec)))
+
+
+def on_four_workers() -> dict[str, Any]:
+    """By mode."""
+    return {name: proofs_of_mode(name) for name in MODES_OF_FOUR}
+
+
+def _process(rank: int, directory: str) -> None:
     os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": str(rank)}
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=num_workers)
+    dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
     results: dict[str, Any] = {}
-    for name in MODES_OF_FOUR if num_workers == 4 else MODES:
-        spec = spec_of(**MODES[name])
-        results[name] = told(proofs_of(spec, step_of(spec)))
-    if num_workers == 2:
-        for name, mutation in MUTATIONS.items():
-            for precision in ("fp32", "bf16"):
-                spec = spec_of(1, precision)
-                step = step_of(spec)
-                with patching() as patch:
-                    mutation(patch, step)
-                    results[f"{name} {precision}"] = told(proofs_of(spec, step))
-        results["data"] = told(data_proofs())
-        results["engine"] = with_engine("bf16")
+    for name in MODES:
+        results[name] = proofs_of_mode(name)
+    for name, mutation in MUTATIONS.items():
+        for precision in ("fp32", "bf16"):
+            spec = spec_of(1, precision)
+            step = step_of(spec)
+            with patching() as patch:
+                mutation(patch, step)
+                results[f"{name} {precision}"] = told(proofs_of(spec, step))
+    results["data"] = told(data_proofs())
+    results["engine"] = with_engine("bf16")
     (Path(directory) / f"result-{rank}.json").write_text(json.dumps(results))
     dist.destroy_process_group()
 
@@ -224,21 +232,13 @@ def data_proofs() -> list[Proof]:
     ]
 
 
-def run(directory: Path, num_workers: int) -> list[dict[str, Any]]:
-    torch.multiprocessing.spawn(_process, (str(directory), num_workers), nprocs=num_workers)
-    return [json.loads((directory / f"result-{rank}.json").read_text()) for rank in range(num_workers)]
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    first, *others = run(tmp_path_factory.mktemp("two"), 2)
-    assert [str(other) for other in others] == [str(first)], "all workers come to the same verdict"
+    directory = tmp_path_factory.mktemp("two")
+    torch.multiprocessing.spawn(_process, (str(directory),), nprocs=2)
+    first, other = (json.loads((directory / f"result-{rank}.json").read_text()) for rank in range(2))
+    assert str(other) == str(first), "all workers come to the same verdict"
     return first
-
-
-@pytest.fixture(scope="module")
-def results_of_four(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run(tmp_path_factory.mktemp("four"), 4)[0]
 
 
 def by_name(proofs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -251,16 +251,17 @@ def test_every_proof_holds_in_every_mode(mode: str, results: dict[str, Any]) -> 
     assert list(proofs) == ["router_gradient", "balance_loss", "gradient", "packing", "data"]
     assert [name for name, proof in proofs.items() if not proof["passed"]] == []
     options = MODES[mode]
-    assert (proofs["router_gradient"]["measured"] is None) == (mode in {"frozen", "no balance loss"})
+    assert (proofs["router_gradient"]["measured"] is None) == (mode in {"frozen MoE", "no balance loss"})
     assert (proofs["balance_loss"]["measured"] is None) == (mode == "no balance loss")
     accumulated = "accumulated row by row: norm" in proofs["gradient"]["detail"]
     assert accumulated == (options.get("balance_loss_unit") != "batch")
 
 
 @pytest.mark.parametrize("mode", MODES_OF_FOUR)
-def test_every_proof_holds_on_two_expert_parallel_groups(mode: str, results_of_four: dict[str, Any]) -> None:
-    assert all(proof["passed"] for proof in results_of_four[mode])
-    assert "8 rows" in by_name(results_of_four[mode])["gradient"]["detail"]
+def test_every_proof_holds_on_two_expert_parallel_groups(mode: str, four_workers: list[dict[str, Any]]) -> None:
+    proofs = four_workers[0]["proofs"][mode]
+    assert all(proof["passed"] for proof in proofs)
+    assert "8 rows" in by_name(proofs)["gradient"]["detail"]
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
