@@ -102,7 +102,7 @@ def choose_mixture(
     """Which conversations make up the mix, and how often each.
 
     Args:
-        candidates: to choose from; at least one of every category of `shares`.
+        candidates: to choose from; at least one of every category whose share is above 0.
         shares: wanted by category; None takes everything.
         weights: of each source, how readily it is taken.
         epochs: of each source, how often its conversations may be taken; None leaves it to the category.
@@ -119,11 +119,14 @@ def choose_mixture(
     rng = np.random.default_rng([seed, 1])
     offers = {}
     for number, (category, share) in enumerate(sorted(shares.items())):
+        if not share.share:
+            continue
         members = rng.permutation(np.flatnonzero(candidates.category == category))
         times = np.array([share.max_epochs if own is None else own for own in epochs])
         offers[category] = _in_order(candidates, members, weights, times, (seed, number))
     unit = min(candidates.size[offer].sum() / shares[category].share for category, offer in offers.items())
-    taken, stopped_by = [], {}
+    taken: list[np.ndarray] = []
+    stopped_by: dict[str, Literal["supply", "cap", "share"]] = dict.fromkeys(sorted(shares), "share")
     for category, offer in offers.items():
         # a whisker above the budget, so that rounding cannot cost the scarcest category its last conversation
         budget, cap = unit * shares[category].share * (1 + 1e-9), shares[category].cap

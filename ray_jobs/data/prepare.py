@@ -38,7 +38,7 @@ from ray_jobs.data.shards import Documents
 from service.errors import EmptyDataError
 from service.spec.job import JobSpec
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 """Raised when this code would pack the same corpus otherwise."""
 
 
@@ -90,14 +90,18 @@ def prepare(spec: JobSpec, prepared_url: str, progress: ProgressCallback) -> Pre
 
 def _decided_by(spec: JobSpec, corpus: Corpus) -> dict[str, Any]:
     """All that decides the packed rows of a corpus."""
-    fields = {"mixture", "mixture_by", "sequence_length", "on_long_conversation", "held_out_fraction"}
+    fields = {"mixture", "mixture_by", "leave_out", "sequence_length", "on_long_conversation", "held_out_fraction"}
     return {
         "version": FORMAT_VERSION,
         "corpus": corpus.manifest["hash"],
-        "seed": spec.seed,
+        "seed": _seed(spec),
         "sources": [[source.weight, source.epochs] for source in spec.data.sources],
         **spec.data.model_dump(include=fields),
     }
+
+
+def _seed(spec: JobSpec) -> int:
+    return spec.seed if spec.data.seed is None else spec.data.seed
 
 
 class _Packer:
@@ -108,7 +112,8 @@ class _Packer:
         index = corpus.read_index()
         if len(index) != corpus.manifest["accounting"][-1]["rows_out"]:
             raise AssertionError(f"the corpus says it has {corpus.manifest['accounting'][-1]}, its index {len(index)}")
-        self._names = [source.name for source in spec.data.sources]
+        self._names, self._seed = [source.name for source in spec.data.sources], _seed(spec)
+        self._left_out = [self._names.index(name) for name in spec.data.leave_out]
         self._ledger = Ledger(self._names)
         self._fitted = fit(
             index, f"{corpus.url}/tokenised", spec.data.sequence_length, spec.data.on_long_conversation, progress
@@ -127,7 +132,7 @@ class _Packer:
         training, kept_out = self._hold_out()
         chosen, stopped_by = self._mix(training)
         self._account(training, kept_out, chosen)
-        available = Counter(self._category[training].tolist())
+        available = Counter(self._category[self._offered(training)].tolist())
         train, evaluation = self._write(chosen, "train"), self._write(kept_out, "held_out")
         if train.trained.total() != (expected := self._trained[chosen].sum()):
             raise AssertionError(
@@ -177,28 +182,36 @@ class _Packer:
         All pieces of a conversation share its lot, and so do all threads of a tree: they have turns in common.
         """
         groups, categories = [self._groups[index] for index in self._conversation], self._category.tolist()
-        is_held_out = held_out(groups, categories, self._spec.data.held_out_fraction, self._spec.seed)
+        is_held_out = held_out(groups, categories, self._spec.data.held_out_fraction, self._seed)
         return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+
+    def _offered(self, training: np.ndarray) -> np.ndarray:
+        """Those of the documents that the mix may take."""
+        offered: np.ndarray = training[~np.isin(self._source[training], self._left_out)]
+        return offered
 
     def _mix(self, training: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
         """Those of the documents that make up the mix, repeated ones as often; and why no more of each category."""
-        data, categories = self._spec.data, self._category[training]
-        if not len(training):
+        data = self._spec.data
+        offered = self._offered(training)
+        categories = self._category[offered]
+        if not len(offered):
             raise EmptyDataError("no conversation is left to train on", "data")
-        for category in sorted(set(data.mixture or ()) - set(categories.tolist())):
+        wanted = {category for category, share in (data.mixture or {}).items() if share.share}
+        for category in sorted(wanted - set(categories.tolist())):
             raise EmptyDataError(f"no conversation of {category!r} is left to train on", f"data.mixture.{category}")
-        lengths = self._length[training]
+        lengths = self._length[offered]
         size = lengths if data.mixture_by == "tokens" else np.ones_like(lengths)
         mixture = choose_mixture(
-            Candidates(categories, self._source[training], size),
+            Candidates(categories, self._source[offered], size),
             data.mixture,
             [source.weight for source in data.sources],
             [source.epochs for source in data.sources],
-            self._spec.seed,
+            self._seed,
         )
         if not len(mixture.chosen):
             raise EmptyDataError("the caps let no conversation in", "data.mixture")
-        return training[mixture.chosen], dict(mixture.stopped_by)
+        return offered[mixture.chosen], dict(mixture.stopped_by)
 
     def _write(self, chosen: np.ndarray, name: str) -> Written:
         """Pack the chosen documents and write their rows."""
@@ -213,7 +226,7 @@ class _Packer:
         documents = Documents(
             self._file, self._position, self._head, self._start, self._length, codes[self._source].astype(np.int32)
         )
-        return writer.write(documents.take(chosen), name, self._spec.seed)
+        return writer.write(documents.take(chosen), name, self._seed)
 
     def _describe_sources(self, training: np.ndarray, chosen: np.ndarray) -> list[dict[str, Any]]:
         available, distinct, examples = (

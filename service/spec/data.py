@@ -77,10 +77,15 @@ class DataSpec(SpecModel):
     dedup: DedupSpec | None = DedupSpec()
     """Deduplication; null keeps every row."""
     mixture: dict[str, CategoryShare] | None = None
-    """Share per category: a number above 0, or a mapping with a cap and repetition. The shares need not sum to 1, and
+    """Share per category: a number, or a mapping with a cap and repetition. The shares need not sum to 1, and
     the scarcest category sets the total. Null takes all there is, as often as the sources' `epochs` say."""
     mixture_by: Literal["tokens", "examples"] = "tokens"
     """What the mixture's shares and caps count."""
+    leave_out: tuple[str, ...] = ()
+    """Names of sources that are not trained on. All else stays as if they were: what is deduplicated against them, the
+    tokenizer, and what is held out, theirs too."""
+    seed: int | None = Field(default=None, ge=0, lt=2**32)
+    """Decides the held-out split, the mix and the packing; by default the job's."""
     sequence_length: int = Field(default=4096, ge=64, le=131_072)
     """Tokens in a packed row."""
     on_long_conversation: Literal["drop", "truncate", "split"] = "truncate"
@@ -111,4 +116,19 @@ class DataSpec(SpecModel):
                 raise conflict(f"mixture.{unknown[0]}", "no source has this category")
             if missing := sorted(categories - set(self.mixture)):
                 raise conflict(f"mixture.{missing[0]}", "missing: give every category of the sources a share")
+            if not any(share.share for share in self.mixture.values()):
+                raise conflict("mixture", "every share is 0")
+        self._check_left_out()
         return self
+
+    def _check_left_out(self) -> None:
+        names = {source.name for source in self.sources}
+        for number, name in enumerate(self.leave_out):
+            if name not in names:
+                raise conflict(f"leave_out.{number}", f"no source is named {name!r}")
+        left = {source.category for source in self.sources if source.name not in self.leave_out}
+        if not left:
+            raise conflict("leave_out", "no source is left to train on")
+        for category, share in (self.mixture or {}).items():
+            if share.share and category not in left:
+                raise conflict(f"mixture.{category}", "must be 0: all sources of the category are left out")

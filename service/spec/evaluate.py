@@ -24,6 +24,11 @@ class TaskBase(SpecModel):
         """What files and reports call the task."""
         return self.name or str(getattr(self, "kind"))  # noqa: B009  each task has one
 
+    @property
+    def metric_names(self) -> tuple[str, ...] | None:
+        """What the task measures, from 0 to 1; None where only its run tells."""
+        return None
+
 
 class FewShotSpec(FileSet):
     """Solved examples that stand before each question, as earlier turns of the conversation."""
@@ -45,6 +50,11 @@ class Gsm8kTask(TaskBase, FileSet):
     """Stands below each question; may be empty."""
     max_new_tokens: int = Field(default=512, ge=1, le=32_768)
     """Length limit of an answer."""
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """What the task measures."""
+        return ("exact_match",)
 
 
 class HumanEvalTask(TaskBase, FileSet):
@@ -70,6 +80,11 @@ class HumanEvalTask(TaskBase, FileSet):
     """Seconds that a program may run, by the clock and of processor time."""
     memory_mb: int = Field(default=1024, ge=64, le=65_536)
     """Address space of a process of the program, in MiB."""
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """What the task measures."""
+        return tuple(f"pass@{k}" for k in self.pass_at)
 
     @model_validator(mode="after")
     def _samples_differ(self) -> HumanEvalTask:
@@ -106,6 +121,11 @@ class MultipleChoiceTask(TaskBase, FileSet):
     and `target_scores` by choice (of a JSON file the list `examples`); or a mapping of columns."""
     few_shot: FewShotSpec | None = None
     """Rows with the same form, answered with the right choice; null asks without examples."""
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """What the task measures."""
+        return ("accuracy_per_character", "accuracy")
 
 
 class JudgeSpec(EndpointSpec):

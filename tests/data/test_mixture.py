@@ -198,3 +198,9 @@ def test_every_mixture_keeps_its_promises(mix: dict[str, Any]) -> None:
     for name in uncapped:
         short = max(units.values()) * mix["shares"][name]["share"] - amounts[name]
         assert short < sizes[names == name].max() + 1e-6 * amounts[name] + 1e-6, "proportions up to one conversation"
+
+
+def test_a_category_of_share_0_is_left_out() -> None:
+    mixture = choose(["a", "b", "a", "c"], [5, 1, 5, 10], {"a": 1, "b": 0, "c": 1, "gone": 0})
+    assert mixture.chosen.tolist() == [0, 2, 3], "and sets no limit, however scarce it is"
+    assert mixture.stopped_by["b"] == "share"

@@ -225,6 +225,21 @@ def test_a_second_call_reuses_and_other_settings_reuse_the_corpus(document: dict
     assert other.manifest["mixture"][0]["fraction"] == pytest.approx(0.75, abs=0.03)
     assert other.manifest["mixture"][0]["asked_fraction"] == 0.75
     assert other.manifest["packing"]["left_out_by_mixture"] > 0
+    document["seed"] = 5
+    document["data"]["seed"] = 0
+    assert run(document, root).url == other.url, "the data has a seed of its own"
+    document["data"]["mixture"] = {"code": 0, "general": 1}
+    without = run(document, root).manifest
+    assert [(line["category"], line["examples"] > 0) for line in without["mixture"]] == [
+        ("code", False),
+        ("general", True),
+    ]
+    document["data"] |= {"mixture": None, "leave_out": ["snippets"]}
+    left = run(document, root).manifest
+    assert [(line["category"], line["examples"]) for line in left["mixture"]] == [
+        ("general", without["mixture"][1]["examples"])
+    ]
+    assert left["held_out"] == without["held_out"] == first.manifest["held_out"], "whatever is trained on"
     document["data"]["dedup"] = None
     assert run(document, root).manifest["sources"][0]["rows_kept"] == 90
     assert len(list(root.glob("corpus-*"))) == 2

@@ -1,0 +1,333 @@
+"""The spec of a sweep: which data mixes are tried, on which models, and what decides between them.
+
+A sweep goes through stages, each on a larger model than the one before. The first spreads candidates over the mixes
+that `axes` allows and narrows them down in rounds; the best go on to the next stage as beams. A candidate is a mix and
+the values of the other axes; a trial is one training run of a candidate with one seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, JsonValue, ValidationError, model_validator
+
+from service.spec.base import SpecModel, conflict, field_errors
+from service.spec.job import JobSpec
+
+HELD_OUT_LOSS = "held_out_loss"
+"""Mean over the categories; `held_out_loss.<category>` is one of them."""
+
+
+class ShareRange(SpecModel):
+    """How much of a mix a category may have."""
+
+    min: float = Field(default=0.0, ge=0, le=1)
+    """Least share of the whole mix."""
+    max: float = Field(default=1.0, ge=0, le=1)
+    """Greatest share."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ShareRange:
+        if self.min > self.max:
+            raise conflict("min", f"is above `max` {self.max}")
+        return self
+
+
+class ChoiceAxis(SpecModel):
+    """A field of the job that takes one of several values."""
+
+    kind: Literal["choice"]
+    path: str
+    """Dotted path in the job, such as `data.sequence_length`."""
+    values: tuple[JsonValue, ...] = Field(min_length=2)
+    """What it may be, in an order in which neighbours are alike, where there is one."""
+
+
+class RangeAxis(SpecModel):
+    """A number of the job that takes any value of an interval."""
+
+    kind: Literal["range"]
+    path: str
+    """Dotted path in the job, such as `train.learning_rate`."""
+    low: float
+    high: float
+    log: bool = False
+    """Whether equal ratios, not equal differences, are equally far."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> RangeAxis:
+        if self.low >= self.high:
+            raise conflict("low", f"is not below `high` {self.high}")
+        if self.log and self.low <= 0:
+            raise conflict("low", "must be above 0 on a logarithmic axis")
+        return self
+
+
+FieldAxis = Annotated[ChoiceAxis | RangeAxis, Field(discriminator="kind")]
+
+
+class Axes(SpecModel):
+    """What differs between candidates."""
+
+    mixture: dict[str, ShareRange] | None = None
+    """Bounds of each category's share; all categories of the sources, whose shares sum to 1. By default each may have
+    any share."""
+    fields: tuple[FieldAxis, ...] = ()
+    """Further fields of the job."""
+
+
+class StageSpec(SpecModel):
+    """Trials on one model, all of the same number of steps and so of the same number of tokens."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")
+    """A label, unique in the sweep."""
+    max_steps: int = Field(ge=1)
+    """Optimiser steps of each trial; data that is used up before is read again."""
+    changes: dict[str, JsonValue] = Field(default={})
+    """What is different from the base job: values by dotted path, such as `model.base` or `train.tuning`."""
+    candidates: int | None = Field(default=None, ge=1)
+    """Candidates of a round. Those of the first stage's first round cover the mixes that `axes` allows, the base mix
+    and the corners among them; those of later rounds lie around the beams. By default the first stage tries 8; later
+    stages try the beams that come to them and the base mix."""
+    rounds: int = Field(default=1, ge=1)
+    """Rounds at most. A stage ends earlier when a round has brought no gain beyond the noise."""
+    beam_width: int = Field(default=3, ge=1)
+    """Beams that a round leaves. What is not worse than the last of them beyond the noise stays too, up to twice as
+    many."""
+    seeds: int = Field(default=1, ge=1)
+    """Trials of each candidate; the seed decides the order of the rows, and the weights of a model that starts from
+    random ones."""
+    baseline_seeds: int = Field(default=3, ge=2)
+    """Trials of the base mix, from which the noise is estimated, together with the candidates' own."""
+
+
+class MetricSpec(SpecModel):
+    """A part of the objective."""
+
+    name: str
+    """`held_out_loss.<category>`; `held_out_loss`, the mean over categories; or `<task>.<metric>` of a benchmark in the
+    base job's `evaluate.tasks`, such as `gsm8k.exact_match`."""
+    weight: float = Field(default=1.0, gt=0)
+    """Relative to the other metrics'."""
+    direction: Literal["min", "max"] | None = None
+    """By default losses are to fall and scores to rise."""
+
+    @property
+    def is_minimised(self) -> bool:
+        """Whether less is better."""
+        if self.direction is not None:
+            return self.direction == "min"
+        return is_loss(self.name)
+
+
+def is_loss(metric: str) -> bool:
+    """Whether a metric is a held-out loss, and no benchmark's score."""
+    return metric.split(".", maxsplit=1)[0] == HELD_OUT_LOSS
+
+
+class ConstraintSpec(SpecModel):
+    """What must not become worse than with the base mix."""
+
+    metric: str
+    """As in the objective."""
+    max_worsening: float = Field(default=0.01, ge=0)
+    """Of a loss as a share of the base mix's; of a score as a difference."""
+
+
+class ObjectiveSpec(SpecModel):
+    """What is best: the weighted mean of the metrics' gains over the base mix, in the same stage.
+
+    The gain of a loss is the share by which it fell, that of a score the difference.
+    """
+
+    metrics: tuple[MetricSpec, ...] = (MetricSpec(name=HELD_OUT_LOSS),)
+    constraints: tuple[ConstraintSpec, ...] = ()
+    """A candidate that breaks one, beyond the noise, comes behind all that do not."""
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> ObjectiveSpec:
+        if not self.metrics:
+            raise conflict("metrics", "give at least one")
+        return self
+
+
+class EarlyStopSpec(SpecModel):
+    """Trials that lag behind end early. They are compared at the same number of tokens."""
+
+    reduction: float = Field(default=3.0, gt=1)
+    """Of the trials that reached a rung, one in so many goes on."""
+    first_rung: float = Field(default=1 / 3, gt=0, lt=1)
+    """Share of the steps at the first rung; each further one is `reduction` times as late."""
+
+
+class SurrogateSpec(SpecModel):
+    """A model of the objective over the mixes, which proposes a part of each later round's candidates."""
+
+    share: float = Field(default=0.5, gt=0, le=1)
+    """Of the candidates; the others lie around the beams."""
+
+
+class SweepSpec(SpecModel):
+    """All that a user asks of one sweep."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")
+    """A label for people; need not be unique."""
+    base: JobSpec
+    """The job whose mix is sought. Its own mix, or that of all its data, is the baseline."""
+    axes: Axes = Axes()
+    stages: tuple[StageSpec, ...]
+    objective: ObjectiveSpec = ObjectiveSpec()
+    searcher: Literal["beam", "random", "grid", "optuna", "leave_one_out"] = "beam"
+    """How the first stage's candidates are chosen; the others are for comparison. `leave_one_out` tries the base mix
+    without each source in turn, in one stage, and tells what each source contributes."""
+    early_stop: EarlyStopSpec | None = None
+    """Null lets every trial finish."""
+    surrogate: SurrogateSpec | None = None
+    """Null proposes none."""
+    max_trials: int | None = Field(default=None, ge=1)
+    """Trials in all; a round that would exceed them is not begun."""
+    max_concurrent_trials: int | None = Field(default=None, ge=1)
+    """Trials at a time; by default as many as the cluster has room for."""
+    max_trial_failures: int = Field(default=3, ge=0)
+    """Trials that may fail before the sweep does; a failed one counts as worst."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Decides which candidates are tried, and with which seeds."""
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Of the sources, sorted."""
+        return tuple(sorted({source.category for source in self.base.data.sources}))
+
+    def bounds(self) -> dict[str, ShareRange]:
+        """Of every category."""
+        return self.axes.mixture or {category: ShareRange() for category in self.categories}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SweepSpec:
+        self._check_stages()
+        self._check_mixture()
+        self._check_metrics()
+        for number, stage in enumerate(self.stages):
+            self._check_changes(f"stages.{number}.changes", stage.changes)
+        for number, axis in enumerate(self.axes.fields):
+            values = axis.values if isinstance(axis, ChoiceAxis) else (axis.low, axis.high)
+            for value in values:
+                self._check_changes(f"axes.fields.{number}", {axis.path: value})
+            for other, stage in enumerate(self.stages):
+                if axis.path in stage.changes:
+                    raise conflict(f"stages.{other}.changes.{axis.path}", "is an axis, which each candidate sets")
+        return self
+
+    def _check_stages(self) -> None:
+        if not self.stages:
+            raise conflict("stages", "give at least one")
+        names = [stage.name for stage in self.stages]
+        for number, name in enumerate(names):
+            if name in names[:number]:
+                raise conflict(f"stages.{number}.name", f"two stages are named {name!r}")
+        if self.searcher == "leave_one_out" and len(self.stages) > 1:
+            raise conflict("stages.1", "leaving one source out needs one stage")
+
+    def _check_mixture(self) -> None:
+        bounds = self.bounds()
+        if unknown := sorted(set(bounds) - set(self.categories)):
+            raise conflict(f"axes.mixture.{unknown[0]}", "no source has this category")
+        if missing := sorted(set(self.categories) - set(bounds)):
+            raise conflict(f"axes.mixture.{missing[0]}", "missing: give every category of the sources its bounds")
+        if sum(bound.min for bound in bounds.values()) > 1 + 1e-9:
+            raise conflict("axes.mixture", "no mix is allowed: the least shares sum to more than 1")
+        if sum(bound.max for bound in bounds.values()) < 1 - 1e-9:
+            raise conflict("axes.mixture", "no mix is allowed: the greatest shares sum to less than 1")
+        if self.base.data.held_out_fraction == 0:
+            raise conflict("base.data.held_out_fraction", "is 0: there would be nothing to compare trials by")
+
+    def _check_metrics(self) -> None:
+        named = [(f"objective.metrics.{n}.name", metric.name) for n, metric in enumerate(self.objective.metrics)]
+        named += [(f"objective.constraints.{n}.metric", c.metric) for n, c in enumerate(self.objective.constraints)]
+        for field, name in named:
+            self._check_metric(field, name)
+
+    def _check_metric(self, field: str, name: str) -> None:
+        task, _, metric = name.partition(".")
+        if task == HELD_OUT_LOSS:
+            if metric and metric not in self.categories:
+                raise conflict(field, f"no source has the category {metric!r}; known: {', '.join(self.categories)}")
+            return
+        tasks = {task.label: task for task in self.base.evaluate.tasks}
+        if task not in tasks or not metric:
+            known = [HELD_OUT_LOSS, *(f"{HELD_OUT_LOSS}.{category}" for category in self.categories)]
+            known += [f"{label}.{found}" for label, spec in tasks.items() for found in spec.metric_names or ("…",)]
+            raise conflict(field, f"unknown metric {name!r}; known: {', '.join(known)}")
+        names = tasks[task].metric_names
+        if names is not None and metric not in names:
+            raise conflict(field, f"task {task!r} measures {', '.join(names)}, not {metric!r}")
+
+    def _check_changes(self, field: str, changes: Mapping[str, JsonValue]) -> None:
+        for path in changes:
+            for taken in ("data.mixture", "seed", "train.max_steps", "data.seed"):
+                if path == taken or path.startswith(f"{taken}."):
+                    raise conflict(field, f"{path!r} is for the sweep itself to set")
+        try:
+            changed(self.base, changes)
+        except ValidationError as error:
+            fault = field_errors(error.errors(), self.base.model_dump(mode="json"))[0]
+            raise conflict(field, f"{fault.field}: {fault.message}") from None
+        except KeyError as error:
+            raise conflict(field, f"a job has no field {error.args[0]!r}") from None
+
+    def canonical_json(self) -> str:
+        """As `JobSpec.canonical_json`."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    def sha256(self) -> str:
+        """Hash of `canonical_json`, in hex."""
+        return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+
+
+def changed(job: JobSpec, changes: Mapping[str, JsonValue]) -> JobSpec:
+    """A job with other values.
+
+    Args:
+        job: to begin from.
+        changes: values by dotted path; numbers step into lists.
+
+    Raises:
+        KeyError: a path leads nowhere; its argument is the path.
+        ValidationError: what comes out is no job.
+    """
+    document = job.model_dump(mode="json")
+    for path, value in changes.items():
+        _set(document, path, value)
+    return JobSpec.model_validate(document)
+
+
+def _set(document: Any, path: str, value: JsonValue) -> None:
+    *parents, last = path.split(".")
+    holder = document
+    for part in parents:
+        holder = _member(holder, part, path)
+    if isinstance(holder, dict):
+        holder[last] = value
+    else:
+        _member(holder, last, path)
+        holder[int(last)] = value
+
+
+def _member(holder: Any, part: str, path: str) -> Any:
+    if isinstance(holder, list) and part.isdecimal() and int(part) < len(holder):
+        return holder[int(part)]
+    if isinstance(holder, dict) and part in holder:
+        return holder[part]
+    raise KeyError(path)
+
+
+def mixture_of_base(job: JobSpec) -> dict[str, float] | None:
+    """The shares of a job's own mix, which sum to 1; None when it takes all there is."""
+    if job.data.mixture is None:
+        return None
+    total = math.fsum(share.share for share in job.data.mixture.values())
+    return {category: share.share / total for category, share in sorted(job.data.mixture.items())}

@@ -1,0 +1,131 @@
+"""What a sweep has found so far: its trials, its candidates, and what they say of each other.
+
+`ray_jobs.ablate` writes it, whole, whenever it changes (`SWEEP_FILE` in the run directory); the REST API, the client
+and the report read it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, JsonValue
+
+from service.spec.resources import Resource
+
+SWEEP_FILE = "sweep.json"
+
+TrialStatus = Literal["pending", "running", "succeeded", "stopped", "failed"]
+CandidateRole = Literal["base", "corner", "spread", "neighbour", "surrogate", "promoted", "without_source"]
+
+
+class Estimate(Resource):
+    """A mean over seeds, and how far it is to be trusted."""
+
+    value: float
+    noise: float | None = None
+    """Standard error, from the noise between seeds; null while no two seeds were compared."""
+
+
+class Trial(Resource):
+    """One training run of a candidate with one seed."""
+
+    id: str
+    """Unique in the sweep, and the name of its directory below `trials/`."""
+    candidate: str
+    stage: str
+    seed: int
+    status: TrialStatus
+    """`stopped` lagged behind at a rung, and ended there."""
+    steps: int = 0
+    """Optimiser steps taken."""
+    tokens: int = 0
+    """Real tokens trained on."""
+    duration_s: float = 0.0
+    """Of the training itself, start of the workers included; over all attempts."""
+    worker_seconds: float = 0.0
+    """Times the workers that it held: the cost."""
+    metrics: dict[str, float] = Field(default={})
+    """By the names of `MetricSpec`, at the last step taken."""
+    curve: list[tuple[int, float]] = Field(default=[])
+    """Loss by step, a few hundred points at most."""
+    rungs: dict[int, float] = Field(default={})
+    """Score at each rung by its step."""
+    run_url: str = ""
+    reason: str = ""
+    """Why it failed."""
+
+
+class Candidate(Resource):
+    """A mix, and values of the other axes, in one stage. Those that go on are the beams."""
+
+    id: str
+    stage: str
+    round: int
+    """From 0."""
+    role: CandidateRole
+    """How it came to be tried."""
+    parent: str | None = None
+    """The beam it was made from: of the same stage, or of the one before for what was promoted."""
+    mixture: dict[str, float] | None = None
+    """Share by category; they sum to 1. Null is all there is, where no source is asked for less."""
+    fields: dict[str, JsonValue] = Field(default={})
+    """Values of the further axes, by dotted path."""
+    left_out: str | None = None
+    """The source that it does without."""
+    trials: list[str] = Field(default=[])
+    metrics: dict[str, Estimate] = Field(default={})
+    gains: dict[str, Estimate] = Field(default={})
+    """Over the base mix in the same stage, by metric: of a loss the share by which it fell, of a score the difference;
+    above 0 is better."""
+    score: Estimate | None = None
+    """The objective; null while no trial has ended."""
+    broken: list[str] = Field(default=[])
+    """Metrics whose constraint it breaks."""
+    rank: int | None = None
+    """1 is best in the stage; what breaks a constraint comes behind all others."""
+    is_beam: bool = False
+    """Whether it is among the best of the stage's last round so far."""
+    is_promoted: bool = False
+    """Whether it went on to the next stage."""
+    worker_seconds: float = 0.0
+
+
+class Agreement(Resource):
+    """Whether two groups of trials rank the same candidates alike."""
+
+    first: str
+    second: str
+    num_candidates: int
+    spearman: float | None
+    """Rank correlation; null for fewer than 3 candidates."""
+    same_best: bool
+
+
+class StageResult(Resource):
+    """What one stage came to."""
+
+    name: str
+    status: Literal["pending", "running", "finished"]
+    num_trials: int = 0
+    noise: float | None = None
+    """Standard deviation of one trial's score between seeds."""
+    ended_by: Literal["rounds", "no_gain", "max_trials", "single_round"] | None = None
+    best_score_by_round: list[float] = Field(default=[])
+    surrogate_error: float | None = None
+    """Root mean square of the surrogate's error on trials it had not seen, in units of the score; null without one."""
+
+
+class SweepResults(Resource):
+    """All of it."""
+
+    stages: list[StageResult]
+    candidates: list[Candidate]
+    trials: list[Trial]
+    agreements: list[Agreement] = Field(default=[])
+    best: str | None = None
+    """The best candidate of the last stage that has one."""
+    verdict: list[str] = Field(default=[])
+    """What was found, in sentences."""
+    worker_seconds: float = 0.0
+    prepare_seconds: float = 0.0
+    """What the data took, once."""
