@@ -95,7 +95,7 @@ class Layout:
 
     @property
     def num_layers_passed(self) -> int:
-        """Layers that gradients go through; below the first router of router-only tuning nothing is trained."""
+        """Layers that gradients go through: all but the first in router-only tuning, where nothing lies below it."""
         return self.config.num_layers - (self.spec.train.tuning == "router_only")
 
     @property

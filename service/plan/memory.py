@@ -49,30 +49,48 @@ def plan_memory(layout: Layout, request: PlanRequest) -> MemoryPlan:
 
 
 def layer_bytes(layout: Layout, request: PlanRequest) -> int:
-    """What a layer keeps of a micro-batch, without recomputation.
+    """What a layer that gradients go through keeps of a micro-batch, without recomputation.
 
-    On GPUs `grouped_mm` keeps the experts' activated rows too, of frozen experts neither those nor what came in, and
-    a frozen router keeps no input; attention keeps what was attended to only once. The busiest GPU's experts keep
-    `expert_load` times the copies of the mean.
+    A frozen matrix keeps no input. On GPUs `grouped_mm` keeps the trained experts' activated rows too, and attention
+    keeps what was attended to only once; on CPUs frozen experts keep their input all the same. The busiest GPU's
+    experts keep `expert_load` times the copies of the mean.
     """
-    config, tokens, load = layout.config, layout.num_tokens, request.assumptions.expert_load
+    config, tuning, on_gpu = layout.config, layout.spec.train.tuning, layout.spec.parallel.accelerator != "cpu"
     hidden, intermediate = config.hidden_size, config.expert_intermediate_size
     numbers, of_copy = config.num_activations(), hidden + 2 * intermediate
-    if layout.spec.parallel.accelerator != "cpu":
-        is_frozen = layout.spec.train.tuning != "full"
-        on_gpu = -hidden if is_frozen else intermediate
-        numbers += config.top_k * on_gpu - hidden - is_frozen * hidden
-        of_copy += on_gpu
-    numbers_at_load = numbers + (load - 1) * config.top_k * of_copy
+    if tuning == "router_only":
+        numbers -= 3 * hidden + config.residual_size  # into q, k, v; into the output projection; into w1, w3; into w2
+    elif on_gpu:
+        numbers -= hidden
+    if tuning == "frozen_moe":
+        numbers -= hidden  # into the router
+    if on_gpu:
+        further = intermediate if tuning == "full" else -hidden
+        numbers += config.top_k * further
+        of_copy += further
+    return _bytes_of_tokens(layout, numbers + (request.assumptions.expert_load - 1) * config.top_k * of_copy)
+
+
+def unpassed_layer_bytes(layout: Layout) -> int:
+    """What a layer keeps that gradients reach from above only: its router's input, and the experts' outputs."""
+    return _bytes_of_tokens(layout, (1 + layout.config.top_k) * layout.config.hidden_size)
+
+
+def _bytes_of_tokens(layout: Layout, numbers: float) -> int:
+    """So many numbers of each token, its probabilities in fp32, and the copies' order."""
+    config = layout.config
     bookkeeping = 4 * config.num_experts + _ORDER_BYTES * config.top_k
-    return math.ceil(tokens * (layout.number_bytes * numbers_at_load + bookkeeping))
+    return math.ceil(layout.num_tokens * (layout.number_bytes * numbers + bookkeeping))
 
 
 def kept_bytes(layout: Layout, request: PlanRequest) -> int:
     """What the layers and the final norm keep of a micro-batch."""
+    num_layers, num_passed = layout.config.num_layers, layout.num_layers_passed
     row = layout.num_tokens * layout.config.hidden_size * layout.number_bytes
-    is_recomputed = layout.spec.train.activation_checkpointing
-    return row + layout.config.num_layers * (row if is_recomputed else layer_bytes(layout, request))
+    if layout.spec.train.activation_checkpointing:
+        return row + num_layers * row
+    of_unpassed = (num_layers - num_passed) * unpassed_layer_bytes(layout)
+    return row + num_passed * layer_bytes(layout, request) + of_unpassed
 
 
 def num_trained(layout: Layout, request: PlanRequest) -> int:
@@ -81,9 +99,10 @@ def num_trained(layout: Layout, request: PlanRequest) -> int:
 
 
 def head_gradient_bytes(layout: Layout, request: PlanRequest) -> int:
-    """Gradients of the head's weights and of the trained positions' hidden states, computed with the loss already."""
+    """Gradients of the trained head and of the trained positions' hidden states, computed with the loss already."""
     config = layout.config
-    return layout.number_bytes * config.hidden_size * (num_trained(layout, request) + config.vocab_size)
+    num_words = 0 if layout.spec.train.tuning == "router_only" else config.vocab_size
+    return layout.number_bytes * config.hidden_size * (num_trained(layout, request) + num_words)
 
 
 def working_bytes(layout: Layout, request: PlanRequest) -> int:

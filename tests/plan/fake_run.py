@@ -1,9 +1,10 @@
 """The real training step on tensors without content, in a process group of any size that is not there, and counted.
 
-    fake_run.py SPEC.json [--layers N]
+    fake_run.py SPEC.json… [--layers N]
 
-Prints JSON: bytes by part, the peak, and every collective. It runs what a job runs: `HybridModel`, DeepSpeed's ZeRO-2
-engine as `build_engine` makes it, and `take_step`. What is not there is replaced where the code asks for it:
+Prints JSON, a line for each job, all of equally many processes: bytes by part, the peak, and every collective. It runs
+what a job runs: `HybridModel`, DeepSpeed's ZeRO-2 engine as `build_engine` makes it, and `take_step`. What is not there
+is replaced where the code asks for it:
 
 - values. A tensor of PyTorch's `FakeTensorMode` has a shape and no content, so what the host reads is stated instead:
   an even spread of the copies over the experts, all tokens trained, no gradient that is not finite, otherwise 1.
@@ -175,7 +176,8 @@ def full_batch(num_rows: int, length: int) -> TrainBatch:
 def count(spec: JobSpec, num_layers: int | None = None) -> Counted:
     """Take a step of a job, and count.
 
-    It is taken as the last process, which owns the gradients that come first, and so needs the most memory.
+    It is taken as the last process, which owns the gradients that come first, and so needs the most memory. The process
+    group is there.
 
     Args:
         spec: of a preset; its vocabulary is taken as it is.
@@ -186,7 +188,6 @@ def count(spec: JobSpec, num_layers: int | None = None) -> Counted:
     length = spec.data.sequence_length
     micro_batch, num_processes = spec.train.micro_batch_rows, spec.parallel.num_workers
     counted = Counted()
-    dist.init_process_group("fake", store=FakeStore(), rank=num_processes - 1, world_size=num_processes)
     with as_on_gpus(), FakeTensorMode(), Counting(micro_batch * length) as counting:
         parallel = expert_parallel_group(spec.parallel.expert_parallel_size)
         model = HybridModel(
@@ -222,18 +223,21 @@ def count(spec: JobSpec, num_layers: int | None = None) -> Counted:
             "optimiser": moments + masters,
         }
         counted.peak_bytes += moments
-    dist.destroy_process_group()
     return counted
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("spec", type=Path)
+    parser.add_argument("spec", type=Path, nargs="+")
     parser.add_argument("--layers", type=int)
     options = parser.parse_args()
-    spec = JobSpec.model_validate_json(options.spec.read_text())
+    specs = [JobSpec.model_validate_json(path.read_text()) for path in options.spec]
     os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": "0"}
-    sys.stdout.write(json.dumps(asdict(count(spec, options.layers))) + "\n")
+    [num_processes] = {spec.parallel.num_workers for spec in specs}
+    dist.init_process_group("fake", store=FakeStore(), rank=num_processes - 1, world_size=num_processes)
+    for spec in specs:
+        sys.stdout.write(json.dumps(asdict(count(spec, options.layers))) + "\n")
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -7,18 +7,27 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from moe.config import Tuning
+from moe.freeze import freeze
+from moe.init import initialize
+from moe.model import HybridModel
+from ray_jobs.train.batches import collate
+from ray_jobs.train.engine import TrainingStep
 from service.client.spec_file import load_spec
 from service.plan.communication import plan_communication
 from service.plan.layout import Layout, planned_config
 from service.plan.memory import head_gradient_bytes, plan_memory
 from service.spec.job import JobSpec
 from service.spec.plan import PlanRequest
+from tests.moe.kept import bytes_kept
+from tests.plan.measured_run import full_row
 
 pytestmark = pytest.mark.slow
 
@@ -36,6 +45,10 @@ def request_for(spec: JobSpec) -> PlanRequest:
     return PlanRequest.model_validate({"job": spec.model_dump(mode="json"), "assumptions": EVEN})
 
 
+def with_train(spec: JobSpec, **fields: Any) -> JobSpec:
+    return spec.model_copy(update={"train": spec.train.model_copy(update=fields)})
+
+
 def run(*command: str) -> str:
     environment = os.environ | {"PYTHONPATH": str(HERE.parents[1])}
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False, env=environment)
@@ -43,11 +56,13 @@ def run(*command: str) -> str:
     return done.stdout
 
 
-def count(spec: JobSpec, directory: Path, *options: str) -> dict[str, Any]:
-    """What `fake_run.py` counts."""
-    (directory / "spec.json").write_text(spec.model_dump_json())
-    counted = run(str(HERE / "fake_run.py"), str(directory / "spec.json"), *options).splitlines()[-1]
-    return json.loads(counted)  # type: ignore[no-any-return]
+def count(specs: Sequence[JobSpec], directory: Path, *options: str) -> list[dict[str, Any]]:
+    """What `fake_run.py` counts, of each."""
+    paths = [directory / f"spec-{number}.json" for number in range(len(specs))]
+    for spec, path in zip(specs, paths, strict=True):
+        path.write_text(spec.model_dump_json())
+    lines = run(str(HERE / "fake_run.py"), *map(str, paths), *options).splitlines()
+    return [json.loads(line) for line in lines[-len(specs) :]]
 
 
 def stated(layout: Layout, request: PlanRequest) -> dict[str, int]:
@@ -64,7 +79,7 @@ def stated(layout: Layout, request: PlanRequest) -> dict[str, int]:
 @pytest.mark.timeout(900)
 def test_arctic_on_256_gpus_is_what_its_step_on_fake_tensors_takes(tmp_path: Path) -> None:
     spec = load_spec(ARCTIC)
-    counted = count(spec, tmp_path)
+    [counted] = count([spec], tmp_path)
     request, layout = request_for(spec), Layout.of(spec)
     memory = plan_memory(layout, request)
     assert stated(layout, request) == pytest.approx(counted["bytes"], rel=WITHIN)
@@ -75,34 +90,63 @@ def test_arctic_on_256_gpus_is_what_its_step_on_fake_tensors_takes(tmp_path: Pat
     # what is not all alive at once is added up all the same, so the plan may be above, and is not to be below
     assert counted["peak_bytes"] <= memory.total <= (1 + WITHIN) * counted["peak_bytes"]
 
-    calls: Counter[tuple[str, int]] = Counter()
-    sent: Counter[tuple[str, int]] = Counter()
-    for kind, num_bytes, ranks in counted["collectives"]:
-        if num_bytes >= SMALLEST_MESSAGE:
-            calls[kind, len(ranks)] += 1
-            sent[kind, len(ranks)] += num_bytes
-    planned = plan_communication(layout, request)
-    names = {one.kind.replace("_", ""): one.kind for one in planned}
-    assert {(names[kind], size): number for (kind, size), number in calls.items()} == {
-        # the norms' weights, half a megabyte, are the second of the dense part
-        (one.kind, one.group_size): one.calls - (one.kind == "all_gather" and one.group_size == 256)
-        for one in planned
-    }
-    assert {(names[kind], size): number for (kind, size), number in sent.items()} == pytest.approx(
-        {(one.kind, one.group_size): one.bytes for one in planned}, rel=WITHIN
-    )
+    assert_communication_is_planned(counted, layout, request, small={("all_gather", 256): 1})  # norms' weights
     spread = {len(ranks): ranks for _, _, ranks in counted["collectives"]}
     assert spread[128] == list(range(128, 256)), "whole nodes"
     assert spread[2] == [127, 255], "in different nodes"
 
 
-def test_two_layers_without_recomputation_and_frozen_experts(tmp_path: Path) -> None:
-    spec = load_spec(ARCTIC)
-    train = spec.train.model_copy(update={"activation_checkpointing": False, "tuning": "frozen_moe"})
-    spec = spec.model_copy(update={"train": train})
-    counted = count(spec, tmp_path, "--layers", "2")
-    layout = Layout(spec, replace(planned_config(spec), num_layers=2))
-    assert stated(layout, request_for(spec)) == pytest.approx(counted["bytes"], rel=WITHIN)
+def assert_communication_is_planned(
+    counted: dict[str, Any], layout: Layout, request: PlanRequest, small: dict[tuple[str, int], int]
+) -> None:
+    """Calls are equal and bytes within the tolerance, by kind and size of the group.
+
+    Args:
+        counted: from `count`.
+        layout: the job's.
+        request: its.
+        small: calls planned that have less than the smallest message.
+    """
+    calls: Counter[tuple[str, int]] = Counter(small)
+    sent: Counter[tuple[str, int]] = Counter()
+    planned = plan_communication(layout, request)
+    names = {kind.replace("_", ""): kind for kind in ("all_to_all", "all_reduce", "all_gather")}
+    for kind, num_bytes, ranks in counted["collectives"]:
+        if num_bytes >= SMALLEST_MESSAGE:
+            calls[names[kind], len(ranks)] += 1
+            sent[names[kind], len(ranks)] += num_bytes
+    assert calls == {(one.kind, one.group_size): one.calls for one in planned}
+    assert sent == pytest.approx(
+        {(one.kind, one.group_size): one.bytes for one in planned if (one.kind, one.group_size) in sent}, rel=WITHIN
+    )
+
+
+def test_two_layers_without_recomputation_and_with_frozen_parts(tmp_path: Path) -> None:
+    modes: tuple[Tuning, ...] = ("frozen_moe", "router_only")
+    specs = [with_train(load_spec(ARCTIC), activation_checkpointing=False, tuning=tuning) for tuning in modes]
+    counted_of_modes = dict(zip(modes, count(specs, tmp_path, "--layers", "2"), strict=True))
+    for tuning, spec in zip(modes, specs, strict=True):
+        layout, counted = Layout(spec, replace(planned_config(spec), num_layers=2)), counted_of_modes[tuning]
+        assert stated(layout, request_for(spec)) == pytest.approx(counted["bytes"], rel=WITHIN), tuning
+        # updated weights: those of norms, or half a megabyte of routers'
+        assert_communication_is_planned(counted, layout, request_for(spec), small={("all_gather", 256): 1})
+
+
+@pytest.mark.parametrize("tuning", get_args(Tuning))
+def test_what_a_small_model_keeps_is_planned(tuning: Tuning, job_document: dict[str, Any]) -> None:
+    job_document["data"]["sequence_length"] = 512
+    job_document["parallel"] = {"accelerator": "cpu"}
+    spec = with_train(JobSpec.model_validate(job_document), precision="bf16", tuning=tuning)
+    layout, request = Layout.of(spec), request_for(spec)
+    model = HybridModel(layout.config).bfloat16()
+    initialize(model, seed=0)
+    freeze(model, tuning)
+    batch = collate([full_row(512, layout.config.vocab_size, 0)], ["c"], "cpu")
+    step = TrainingStep(model, 0.01, 1)
+    planned, kept = stated(layout, request)["activations"], bytes_kept(model, lambda: step(batch, 1.0, 1.0))
+    # the rest is bookkeeping, less than one of the hidden states that a layer keeps
+    hidden_states = layout.config.num_layers * layout.num_tokens * layout.config.hidden_size * layout.number_bytes
+    assert planned <= kept < planned + 0.7 * hidden_states
 
 
 @pytest.mark.parametrize(
