@@ -22,6 +22,10 @@ HELD_OUT_LOSS = "held_out_loss"
 """Mean over the categories; `held_out_loss.<category>` is one of them."""
 
 
+DEFAULT_CANDIDATES = 8
+"""Of a round: with three categories the base mix, three corners and four mixes between them."""
+
+
 class ShareRange(SpecModel):
     """How much of a mix a category may have."""
 
@@ -91,8 +95,8 @@ class StageSpec(SpecModel):
     """What is different from the base job: values by dotted path, such as `model.base` or `train.tuning`."""
     candidates: int | None = Field(default=None, ge=1)
     """Candidates of a round. Those of the first stage's first round cover the mixes that `axes` allows, the base mix
-    and the corners among them; those of later rounds lie around the beams. By default the first stage tries 8; later
-    stages try the beams that come to them and the base mix."""
+    and the corners among them; those of later rounds lie around the beams. By default 8. A later stage's first round
+    tries the beams that come to it and the base mix: by default all, else the best, as many as given here."""
     rounds: int = Field(default=1, ge=1)
     """Rounds at most. A stage ends earlier when a round has brought no gain beyond the noise."""
     beam_width: int = Field(default=3, ge=1)
@@ -103,6 +107,10 @@ class StageSpec(SpecModel):
     random ones."""
     baseline_seeds: int = Field(default=3, ge=2)
     """Trials of the base mix, from which the noise is estimated, together with the candidates' own."""
+
+    def num_trials(self, *, is_base: bool) -> int:
+        """Of one candidate, or of the base mix, which has as many at least."""
+        return max(self.seeds, self.baseline_seeds) if is_base else self.seeds
 
 
 class MetricSpec(SpecModel):
@@ -189,7 +197,7 @@ class SweepSpec(SpecModel):
     surrogate: SurrogateSpec | None = None
     """Null proposes none."""
     max_trials: int | None = Field(default=None, ge=1)
-    """Trials in all; a round that would exceed them is not begun."""
+    """Trials in all. A round that would leave too few for the first rounds of later stages is not begun."""
     max_concurrent_trials: int | None = Field(default=None, ge=1)
     """Trials at a time; by default as many as the cluster has room for."""
     max_trial_failures: int = Field(default=3, ge=0)
@@ -202,6 +210,18 @@ class SweepSpec(SpecModel):
         """Of the sources, sorted."""
         return tuple(sorted({source.category for source in self.base.data.sources}))
 
+    def least_trials(self, number: int) -> int:
+        """Trials of a stage's first round, without beams that are kept only because the noise hides their order."""
+        stage = self.stages[number]
+        if self.searcher == "leave_one_out":
+            others = 1
+        elif number == 0:
+            others = (stage.candidates or DEFAULT_CANDIDATES) - 1
+        else:
+            width = self.stages[number - 1].beam_width
+            others = width if stage.candidates is None else min(width, stage.candidates - 1)
+        return stage.num_trials(is_base=True) + others * stage.seeds
+
     def bounds(self) -> dict[str, ShareRange]:
         """Of every category."""
         return self.axes.mixture or {category: ShareRange() for category in self.categories}
@@ -209,6 +229,7 @@ class SweepSpec(SpecModel):
     @model_validator(mode="after")
     def _consistent(self) -> SweepSpec:
         self._check_stages()
+        self._check_budget()
         self._check_mixture()
         self._check_metrics()
         for number, stage in enumerate(self.stages):
@@ -231,6 +252,11 @@ class SweepSpec(SpecModel):
                 raise conflict(f"stages.{number}.name", f"two stages are named {name!r}")
         if self.searcher == "leave_one_out" and len(self.stages) > 1:
             raise conflict("stages.1", "leaving one source out needs one stage")
+
+    def _check_budget(self) -> None:
+        least = sum(self.least_trials(number) for number in range(len(self.stages)))
+        if self.max_trials is not None and self.max_trials < least:
+            raise conflict("max_trials", f"the first rounds of the stages alone are {least} trials")
 
     def _check_mixture(self) -> None:
         bounds = self.bounds()

@@ -15,6 +15,9 @@ from service.spec.resources import Resource
 SWEEP_FILE = "sweep.json"
 
 TrialStatus = Literal["pending", "running", "succeeded", "stopped", "failed"]
+EndedBy = Literal["rounds", "no_gain", "max_trials", "single_round", "exhausted", "baseline_failed"]
+"""Why a stage ended: its rounds were used up; one brought no gain; another would exceed `max_trials`; it has but one;
+nothing was left to try; no trial of the base mix finished, so nothing could be compared."""
 CandidateRole = Literal["base", "corner", "spread", "neighbour", "surrogate", "promoted", "without_source"]
 
 
@@ -109,8 +112,9 @@ class StageResult(Resource):
     num_trials: int = 0
     noise: float | None = None
     """Standard deviation of one trial's score between seeds."""
-    ended_by: Literal["rounds", "no_gain", "max_trials", "single_round"] | None = None
+    ended_by: EndedBy | None = None
     best_score_by_round: list[float] = Field(default=[])
+    """Of all candidates so far."""
     surrogate_error: float | None = None
     """Root mean square of the surrogate's error on trials it had not seen, in units of the score; null without one."""
 
@@ -124,6 +128,8 @@ class SweepResults(Resource):
     agreements: list[Agreement] = Field(default=[])
     best: str | None = None
     """The best candidate of the last stage that has one."""
+    contributions: dict[str, Estimate] = Field(default={})
+    """By source, of the searcher `leave_one_out`: by how much the score falls without it."""
     verdict: list[str] = Field(default=[])
     """What was found, in sentences."""
     worker_seconds: float = 0.0

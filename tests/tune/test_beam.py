@@ -1,0 +1,238 @@
+"""The rule of a sweep: what runs next depends on what has ended, and on nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from ray_jobs.tune.beam import Advance, advance
+from service.spec.sweep import SweepSpec
+from service.spec.sweep_results import Candidate, SweepResults, Trial
+from tests.tune.surfaces import Surface, document, ended_trial, quadratic
+
+SURFACE = Surface("bowl", 3, quadratic((0.5, 0.3, 0.2), (0.6, 0.8, 1.0)))
+BASE = {"chat": 0.2, "code": 0.2, "general": 0.6}
+
+
+def sweep(*stages: dict[str, Any], **more: Any) -> SweepSpec:
+    named = [{"name": f"stage{n}", "max_steps": 10} | stage for n, stage in enumerate(stages or ({},))]
+    return SweepSpec.model_validate(document(SURFACE, BASE, stages=named, **more))
+
+
+def run(spec: SweepSpec, noise: float = 0.002, fates: Mapping[str, dict[str, Any]] | None = None) -> SweepResults:
+    """To the end; `fates` says otherwise of a trial."""
+    ended: dict[str, Trial] = {}
+    while not (step := advance(spec, BASE, ended)).is_finished:
+        assert step.due
+        for planned in step.due:
+            trial = ended_trial(SURFACE, planned, BASE, noise, luck=0)
+            ended[planned.id] = trial.model_copy(update=(fates or {}).get(planned.id, {}))
+    assert not step.due
+    return step.results
+
+
+def of_stage(results: SweepResults, stage: str) -> list[Candidate]:
+    return [candidate for candidate in results.candidates if candidate.stage == stage]
+
+
+TWO_STAGES = sweep({"rounds": 3, "candidates": 6, "seeds": 2}, {"changes": {"train.tuning": "full"}})
+
+
+def test_a_round_is_due_whole_and_nothing_beyond_it() -> None:
+    step = advance(TWO_STAGES, BASE, {})
+    assert [trial.candidate for trial in step.due[:3]] == ["stage0-r0-c0"] * 3
+    assert [trial.id for trial in step.due[3:5]] == ["stage0-r0-c1-s0", "stage0-r0-c1-s1"]
+    assert len(step.due) == 3 + 5 * 2
+    assert {trial.status for trial in step.results.trials} == {"pending"}
+    assert [stage.status for stage in step.results.stages] == ["running", "pending"]
+    done = {trial.id: ended_trial(SURFACE, trial, BASE, 0.002, luck=0) for trial in step.due[:-1]}
+    assert [trial.id for trial in advance(TWO_STAGES, BASE, done).due] == [step.due[-1].id]
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.integers(0, 2**32))
+def test_the_order_in_which_trials_end_never_matters(seed: int) -> None:
+    random = Random(seed)
+    ended: dict[str, Trial] = {}
+    started: list[str] = []
+    while not (step := advance(TWO_STAGES, BASE, ended)).is_finished:
+        planned = random.choice(step.due)
+        started.append(planned.id)
+        ended[planned.id] = ended_trial(SURFACE, planned, BASE, 0.002, luck=0)
+        shuffled = list(ended.items())
+        random.shuffle(shuffled)
+        ended = dict(shuffled)
+    assert len(started) == len(set(started))
+    assert step.results == run(TWO_STAGES)
+
+
+def test_the_first_round_has_the_base_mix_the_corners_and_mixes_between_them() -> None:
+    results = run(sweep({"candidates": 7}))
+    assert [candidate.role for candidate in results.candidates] == ["base"] + ["corner"] * 3 + ["spread"] * 3
+    assert results.candidates[0].mixture == BASE
+    assert [max((one.mixture or {}).values()) for one in results.candidates[1:4]] == [1, 1, 1]
+    assert results.stages[0].ended_by == "single_round"
+
+
+def test_rounds_close_in_on_the_optimum() -> None:
+    results = run(sweep({"rounds": 5}), noise=1e-5)
+    best = next(candidate for candidate in results.candidates if candidate.id == results.best)
+    assert best.rank == 1
+    assert best.is_beam
+    assert best.mixture is not None
+    assert sum(abs(best.mixture[c] - x) for c, x in zip(SURFACE.categories, (0.5, 0.3, 0.2), strict=True)) / 2 < 0.05
+    scores = results.stages[0].best_score_by_round
+    assert scores == sorted(scores)
+    parents = {candidate.parent for candidate in results.candidates if candidate.role == "neighbour"}
+    assert parents <= {candidate.id for candidate in results.candidates}
+
+
+def test_no_candidate_is_tried_twice_and_ids_are_safe() -> None:
+    results = run(sweep({"rounds": 4, "candidates": 12}), noise=1e-5)
+    mixes = [tuple((candidate.mixture or {}).values()) for candidate in results.candidates]
+    assert len(mixes) == len(set(mixes))
+    assert all(re.fullmatch(r"stage0-r\d+-c\d+-s\d+", trial.id) for trial in results.trials)
+    assert len({trial.id for trial in results.trials}) == len(results.trials)
+
+
+def test_a_space_that_is_used_up_ends_the_stage() -> None:
+    axis = {"kind": "choice", "path": "data.sequence_length", "values": [64, 128]}
+    fixed = {"chat": {"min": 0.2, "max": 0.2}, "code": {"min": 0.2, "max": 0.2}, "general": {}}
+    results = run(sweep({"rounds": 3}, axes={"mixture": fixed, "fields": [axis]}), noise=1e-9)
+    assert [candidate.fields for candidate in results.candidates] == [{}, {"data.sequence_length": 128}]
+    assert results.stages[0].ended_by == "exhausted"
+
+
+def test_a_round_without_gain_beyond_the_noise_is_the_last() -> None:
+    results = run(sweep({"rounds": 9}), noise=0.05)
+    assert results.stages[0].ended_by == "no_gain"
+    assert len(results.stages[0].best_score_by_round) < 9
+
+
+def test_beams_go_on_to_the_next_stage_with_the_base_mix() -> None:
+    results = run(TWO_STAGES)
+    beams = {candidate.id for candidate in of_stage(results, "stage0") if candidate.is_beam}
+    assert 3 <= len(beams) <= 6
+    promoted = [candidate for candidate in of_stage(results, "stage1") if candidate.role == "promoted"]
+    assert {candidate.parent for candidate in promoted} == beams - {"stage0-r0-c0"}
+    assert {one.id for one in of_stage(results, "stage0") if one.is_promoted} == {one.parent for one in promoted}
+    by_id = {candidate.id: candidate for candidate in results.candidates}
+    assert all(candidate.mixture == by_id[candidate.parent or ""].mixture for candidate in promoted)
+    [agreement] = results.agreements
+    assert (agreement.first, agreement.second) == ("stage0", "stage1")
+    assert agreement.num_candidates == len(promoted) + 1
+    assert results.best is not None
+    assert results.best.startswith("stage1-")
+
+
+def test_a_later_stage_takes_as_many_beams_as_it_has_candidates() -> None:
+    results = run(sweep({}, {"candidates": 2}))
+    [_base, promoted] = of_stage(results, "stage1")
+    assert promoted.parent == next(one.id for one in of_stage(results, "stage0") if one.rank == 1)
+
+
+def test_trials_never_exceed_the_most_allowed_and_the_later_stage_has_its_share() -> None:
+    for most in (17, 20, 26):
+        results = run(sweep({"rounds": 9, "candidates": 6}, {"seeds": 2}, max_trials=most), noise=1e-6)
+        assert len(results.trials) <= most
+        assert len(of_stage(results, "stage1")) >= 3
+        assert results.stages[0].ended_by == "max_trials"
+
+
+def test_too_few_trials_for_the_first_rounds_are_refused_when_posted() -> None:
+    with pytest.raises(ValidationError, match="the first rounds of the stages alone are 17 trials"):
+        sweep({"candidates": 6}, {"seeds": 2}, max_trials=16)
+    sweep({"candidates": 6}, {"seeds": 2}, max_trials=17)
+
+
+def test_a_failed_trial_makes_its_candidate_the_last() -> None:
+    best = run(sweep({"seeds": 2})).best
+    results = run(sweep({"seeds": 2}), fates={f"{best}-s1": {"status": "failed", "metrics": {}}})
+    failed = next(candidate for candidate in results.candidates if candidate.id == best)
+    assert failed.rank == len(results.candidates)
+    assert not failed.is_beam
+
+
+def test_without_a_finished_trial_of_the_base_mix_there_is_no_best() -> None:
+    fates = {f"stage0-r0-c0-s{n}": {"status": "failed", "metrics": {}} for n in range(3)}
+    results = run(sweep({"rounds": 2}, {}), fates=fates)
+    assert results.best is None
+    assert [stage.ended_by for stage in results.stages] == ["baseline_failed", None]
+    assert all(candidate.score is None for candidate in results.candidates)
+
+
+def test_one_failed_seed_of_the_base_mix_does_no_harm() -> None:
+    results = run(sweep(), fates={"stage0-r0-c0-s1": {"status": "failed", "metrics": {}}})
+    assert results.best is not None
+    assert results.stages[0].noise
+
+
+def test_candidates_share_their_seeds() -> None:
+    step = advance(sweep({"seeds": 2}, seed=2**32 - 1), BASE, {})
+    assert [trial.seed for trial in step.due[:5]] == [2**32 - 1, 0, 1, 2**32 - 1, 0]
+
+
+def test_a_strangers_trial_is_refused() -> None:
+    stranger = Trial(id="other-r0-c0-s0", candidate="other-r0-c0", stage="other", seed=0, status="succeeded")
+    with pytest.raises(ValueError, match="'other-r0-c0-s0' is of another sweep"):
+        advance(sweep(), BASE, {stranger.id: stranger})
+
+
+def test_a_base_of_all_there_is_stays_so() -> None:
+    spec = sweep()
+    data = spec.base.data.model_copy(update={"mixture": None})
+    spec = spec.model_copy(update={"base": spec.base.model_copy(update={"data": data})})
+    step = advance(spec, BASE, {})
+    assert step.due[0].mixture is None
+    assert step.due[-1].mixture is not None
+
+
+def leave_one_out(sources: list[str], mixture: dict[str, float] | None, **more: Any) -> Advance:
+    """The first step, where a source named `math2` is of category `math`."""
+    body = document(SURFACE, BASE, searcher="leave_one_out", **more)
+    [first, *_] = body["base"]["data"]["sources"]
+    body["base"]["data"]["sources"] = [
+        first | {"name": name, "category": name.rstrip("0123456789")} for name in sources
+    ]
+    body["base"]["data"]["mixture"] = mixture and {name: {"share": share} for name, share in mixture.items()}
+    return advance(SweepSpec.model_validate(body), mixture or {}, {})
+
+
+def test_each_source_is_left_out_in_turn() -> None:
+    step = leave_one_out(["chat", "math1", "math2"], {"chat": 3, "math": 1})
+    assert [(trial.left_out, trial.mixture) for trial in step.due[2:]] == [
+        (None, {"chat": 0.75, "math": 0.25}),
+        ("chat", {"chat": 0.0, "math": 1.0}),
+        ("math1", {"chat": 0.75, "math": 0.25}),
+        ("math2", {"chat": 0.75, "math": 0.25}),
+    ]
+    assert [trial.left_out for trial in leave_one_out(["chat", "math"], None, max_trials=4).due] == [None] * 3 + [
+        "chat"
+    ]
+
+
+def test_a_source_contributes_what_the_score_loses_without_it() -> None:
+    spec = sweep({"seeds": 2}, searcher="leave_one_out")
+    results = run(spec, noise=1e-6)
+    # the loss at (1/2, 1/2, 0), and at the base mix
+    without, base = 2 + 0.8 * 0.04 + 0.04, 2 + 0.6 * 0.09 + 0.8 * 0.01 + 0.16
+    assert results.contributions["general"].value == pytest.approx((without - base) / base, abs=1e-4)
+    assert set(results.contributions) == {"chat", "code", "general"}
+    noise = results.stages[0].noise
+    assert noise
+    assert results.contributions["general"].noise == pytest.approx(noise * (1 / 2 + 1 / 3) ** 0.5)
+
+
+@pytest.mark.parametrize("searcher", ["random", "grid"])
+def test_other_searchers_use_all_their_rounds(searcher: str) -> None:
+    results = run(sweep({"rounds": 2, "candidates": 4}, searcher=searcher), noise=0.5)
+    assert len(results.candidates) == {"random": 8, "grid": 7}[searcher]  # 6 points on a grid in steps of a half
+    assert results.stages[0].ended_by == "rounds"
+    assert {candidate.role for candidate in results.candidates[1:]} == {"spread"}
