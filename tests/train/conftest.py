@@ -16,12 +16,16 @@ NUM_WORKERS = 4
 
 def _process(rank: int, directory: str) -> None:
     # imports the test modules, which would be imported too early for their fixtures otherwise
-    from tests.train import test_freeze, test_proofs
+    from tests.train import test_freeze, test_proofs, test_starved
 
     os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": str(rank)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=NUM_WORKERS)
-    results = {"proofs": test_proofs.on_four_workers(), "tuning": test_freeze.on_four_workers(directory)}
+    results = {
+        "proofs": test_proofs.on_four_workers(),
+        "tuning": test_freeze.on_four_workers(directory),
+        "starved": test_starved.on_four_workers(directory),
+    }
     (Path(directory) / f"result-{rank}.json").write_text(json.dumps(results))
     dist.destroy_process_group()
 

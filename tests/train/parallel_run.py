@@ -48,7 +48,7 @@ CONFIG = MoEConfig(
 )
 NUM_ROWS = 14
 STEPS_KEPT = 10
-LEARNING_RATE, ADAM_EPS, CLIP_NORM = 1e-2, 1e-2, 0.2
+LEARNING_RATE, ADAM_EPS, CLIP_NORM, WEIGHT_DECAY = 1e-2, 1e-2, 0.2, 0.1
 
 
 def job_spec(options: argparse.Namespace, num_workers: int) -> JobSpec:
@@ -62,7 +62,7 @@ def job_spec(options: argparse.Namespace, num_workers: int) -> JobSpec:
                 "precision": options.precision,
                 "learning_rate": LEARNING_RATE,
                 "adam_eps": ADAM_EPS,
-                "weight_decay": 0.1,
+                "weight_decay": WEIGHT_DECAY,
                 "gradient_clip_norm": CLIP_NORM,
             },
             "parallel": {"num_workers": num_workers, "expert_parallel_size": options.expert_parallel},
