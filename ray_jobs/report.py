@@ -13,6 +13,7 @@ from fsspec.core import url_to_fs
 
 from moe.config import MoEConfig
 from ray_jobs.data.prepare import PreparedData
+from ray_jobs.evaluate import router_health
 from ray_jobs.evaluate.run import read_summaries
 from ray_jobs.run_directory import RunDirectory
 from ray_jobs.train.export import committed_export
@@ -58,6 +59,7 @@ def build_report(run: RunDirectory, spec: JobSpec, prepared: PreparedData, confi
         "train": _training(events, spec),
         "proofs": [{"attempt": e.attempt, **e.data} for e in events if e.type == "train.proofs"],
         "held_out": held_out,
+        "routing": router_health.read_summaries(run, whens),
         "evaluation": read_summaries(run, spec.evaluate, whens),
         "samples": _samples(run),
         "export": committed_export(run),

@@ -3,7 +3,8 @@
     <root>/<job id>/spec.json            the JobSpec
                     events/*.jsonl       immutable numbered segments (`service.spec.event`)
                     checkpoints/         Ray Train's storage, a folder an attempt
-                    evals/*.json         held-out loss and samples, before, during and after
+                    evals/*.json         held-out loss, samples and routing, before, during and after
+                    evals/*.npz          the base model's routing
                     evaluation/<when>/   benchmarks: every sample, and a summary a task
                     exports/<try>/       a Hugging Face checkpoint
                     exports/<try>.json   says that it is whole and verified; none is before
@@ -95,11 +96,15 @@ class RunDirectory:
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """Read a document, or None where there is none."""
-        filesystem, path = url_to_fs(self.join(name))
-        if not filesystem.exists(path):
-            return None
-        document: dict[str, Any] = json.loads(filesystem.cat_file(path))
+        content = self.read_bytes(name)
+        document: dict[str, Any] | None = None if content is None else json.loads(content)
         return document
+
+    def read_bytes(self, name: str) -> bytes | None:
+        """Read a file, or None where there is none."""
+        filesystem, path = url_to_fs(self.join(name))
+        content: bytes | None = filesystem.cat_file(path) if filesystem.exists(path) else None
+        return content
 
     def write_report(self, report: dict[str, Any]) -> str:
         """Write the job's outcome; returns its URL."""

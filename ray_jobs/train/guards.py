@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
+from torch import Tensor
+
 from ray_jobs.train.checkpoint import TrainingState
+from ray_jobs.train.expert_load import collapse, effective_experts, max_over_mean
 from service.errors import NonFiniteLossError
 from service.spec.train import TrainSpec
 
@@ -22,6 +25,7 @@ WarningKind = Literal[
     "step_skipped",
     "loss_spike",
     "dead_experts",
+    "router_collapse",
     "checkpoint_delayed",
     "checkpoint_left_out",
     "checkpoint_damaged",
@@ -36,6 +40,10 @@ _SPIKE_RATIO = 1.2
 """A spike lies both so many deviations and so many times above the level: losses late in a run hardly vary."""
 _DEAD_STEPS = 20
 """An expert is dead when so many global batches in a row have sent it nothing."""
+_COLLAPSE = 0.5
+"""A layer's load has collapsed when it is nearer to its worst than to even (`expert_load.collapse`) …"""
+_COLLAPSE_STEPS = 20
+"""… in so many global batches in a row: a batch of one kind of rows may go to few experts, as trained, and pass."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +74,20 @@ def require_progress(state: TrainingState, spec: TrainSpec) -> None:
 
 
 class Guards:
-    """Judges one step after the other, from the metrics of global batches."""
+    """Judges one step after the other, from the metrics of global batches.
 
-    def __init__(self) -> None:
+    Args:
+        top_k: experts of a token.
+    """
+
+    def __init__(self, top_k: int) -> None:
+        self._top_k = top_k
         self._losses: deque[float] = deque(maxlen=_LEVEL_STEPS)
         self._changes: deque[float] = deque(maxlen=_CHANGE_STEPS)
         self._idle_steps: list[list[int]] = []
+        self._collapsed_steps: list[int] = []
 
-    def check(self, step: int, loss: float, copies_LE: Sequence[Sequence[float]]) -> list[TrainingWarning]:
+    def check(self, step: int, loss: float, copies_LE: Tensor) -> list[TrainingWarning]:
         """Warnings of one step that was taken.
 
         Args:
@@ -81,7 +95,8 @@ class Guards:
             loss: nats per trained token.
             copies_LE: token copies by layer and expert.
         """
-        return self._check_loss(step, loss) + self._check_experts(step, copies_LE)
+        experts = self._check_experts(step, copies_LE.tolist())
+        return self._check_loss(step, loss) + experts + self._check_routers(step, copies_LE)
 
     def _check_loss(self, step: int, loss: float) -> list[TrainingWarning]:
         if not math.isfinite(loss):
@@ -114,3 +129,26 @@ class Guards:
                 message = f"step {step}: layer {layer}: no token came to expert {names} in the last {_DEAD_STEPS} steps"
                 warnings.append(TrainingWarning("dead_experts", message))
         return warnings
+
+    def _check_routers(self, step: int, copies_LE: Tensor) -> list[TrainingWarning]:
+        """Told once, when it is known; again only after a step in which the layer had recovered."""
+        collapsed_L = (collapse(copies_LE, self._top_k) > _COLLAPSE).tolist()
+        before_L = self._collapsed_steps or [0] * len(collapsed_L)
+        self._collapsed_steps = [
+            steps + 1 if collapsed else 0 for collapsed, steps in zip(collapsed_L, before_L, strict=True)
+        ]
+        return [
+            TrainingWarning("router_collapse", _collapse_message(step, layer, copies_LE[layer], self._top_k))
+            for layer, steps in enumerate(self._collapsed_steps)
+            if steps == _COLLAPSE_STEPS
+        ]
+
+
+def _collapse_message(step: int, layer: int, copies_E: Tensor, top_k: int) -> str:
+    num_experts = len(copies_E)
+    busiest_fraction = float(max_over_mean(copies_E)) * top_k / num_experts
+    return (
+        f"step {step}: layer {layer}: the router has been collapsed for {_COLLAPSE_STEPS} steps: its load is that of "
+        f"{float(effective_experts(copies_E)):.1f} evenly used experts of {num_experts}, and {busiest_fraction:.0%} of "
+        f"the tokens choose expert {int(copies_E.argmax())}, where {top_k / num_experts:.0%} would be even"
+    )

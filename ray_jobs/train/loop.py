@@ -27,8 +27,9 @@ from transformers import PreTrainedTokenizerFast
 from moe.freeze import freeze
 from moe.model import HybridModel
 from ray_jobs.data.packed_rows import PackedRows
-from ray_jobs.evaluate.held_out import held_out_losses
+from ray_jobs.evaluate.held_out import measure_held_out
 from ray_jobs.evaluate.language_model import LanguageModel
+from ray_jobs.evaluate.router_health import write_router_health
 from ray_jobs.evaluate.run import evaluate_tasks
 from ray_jobs.evaluate.samples import answer
 from ray_jobs.run_directory import CHECKPOINTS_DIRECTORY, EventWriter, RunDirectory, local_directory
@@ -196,7 +197,7 @@ class Worker:
 
     def _take_steps(self, state: TrainingState) -> Iterator[TrainingState]:
         """One optimiser step after the other, and the state after each; the next one's rows are read meanwhile."""
-        clock, guards = _Clock(self.total_steps), Guards()
+        clock, guards = _Clock(self.total_steps), Guards(self.step_module.model.config.top_k)
         with ThreadPoolExecutor(1, "rows") as reader:
             batches = reader.submit(self._micro_batches, state.step)
             for step in range(state.step, self.total_steps):
@@ -247,7 +248,7 @@ class Worker:
             self._warn("step_skipped", message)
             self._flush()
             require_progress(state, self.spec.train)
-        for warning in guards.check(state.step, taken.sums.loss, taken.sums.copies_LE.tolist()):
+        for warning in guards.check(state.step, taken.sums.loss, taken.sums.copies_LE):
             self._warn(warning.kind, warning.message)
 
     def _tell(self, advance: Advance) -> None:
@@ -274,17 +275,21 @@ class Worker:
             self.evaluate(when, step)
 
     def evaluate(self, when: str, step: int) -> None:
-        """Measure the held-out loss, answer the prompts and run the tasks, before, during or after training.
+        """Measure held-out loss and routing, answer the prompts and run the tasks, before, during or after training.
 
-        The files are written last, when the events are out: they say that it was done. Attempts that overlap may both
-        write them; the weights of a step are the same in both, so it does not matter who is last.
+        The files of losses and samples are written last, when the events are out: they say that it was done. Attempts
+        that overlap may both write them; the weights of a step are the same in both, so it does not matter who is last.
         """
-        losses = held_out_losses(self.step_module, self.held_out, self.settings.categories)
+        categories = self.settings.categories
+        losses, routing = measure_held_out(self.step_module, self.held_out, categories)
         evaluate = self.spec.evaluate
         samples = answer(self.step_module.model, self.tokenizer, evaluate.prompts, evaluate.max_new_tokens)
         model = LanguageModel(self.step_module.model, self.tokenizer, evaluate.batch_size)
         tell = partial(self._emit, "eval.task", "evaluate")
         evaluate_tasks(evaluate, model, self.run, when=when, step=step, seed=self.spec.seed, tell=tell)
+        if self.rank == 0:
+            health = write_router_health(self.run, routing, categories, when=when, step=step)
+            self._emit("eval.routing", "evaluate", **health)
         self._emit("eval.held_out", "evaluate", when=when, step=step, loss=losses)
         self._emit("eval.samples", "evaluate", when=when, step=step, samples=samples)
         self._flush()

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from moe.config import MoEConfig
+from ray_jobs.train.expert_load import max_over_mean
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,6 @@ class StepSums:
             balance_loss_coefficient: k; each layer's balance loss is k at perfect balance.
         """
         balance = [balance_loss_coefficient * float(value) / num_tokens for value in self.balance_L]
-        load = self.copies_LE / self.copies_LE.mean(1, keepdim=True)
         dropped_L = self.dropped_L / self.copies_LE.sum(1)
         return {
             "loss": self.loss,
@@ -79,7 +79,7 @@ class StepSums:
             "balance_loss": sum(balance),
             "balance_loss_floor": balance_loss_coefficient * len(balance),
             "balance_loss_per_layer": balance,
-            "load_max_over_mean_per_layer": load.max(1).values.tolist(),
+            "load_max_over_mean_per_layer": max_over_mean(self.copies_LE).tolist(),
             "dropped_fraction": float(dropped_L.mean()),
             "dropped_fraction_per_layer": dropped_L.tolist(),
             "router_entropy_per_layer": (self.entropy_L / num_tokens).tolist(),

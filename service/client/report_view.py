@@ -9,6 +9,9 @@ from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from service.client.routing_view import routing_block
+from service.client.tables import titled_table
+
 _BARS = "▁▂▃▄▅▆▇█"
 _CURVE_WIDTH = 60
 _ANSWER_CHARS = 240
@@ -43,6 +46,7 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         _training(report["train"], report["model"]),
         _balance(report["train"]),
         _held_out(report["held_out"], report["data"]),
+        *routing_block(report.get("routing", [])),
         *_evaluation(report.get("evaluation", [])),
         *(_sample(sample) for sample in report["samples"]),
         _outcome(report),
@@ -73,18 +77,11 @@ def sparkline(values: Sequence[float], width: int = _CURVE_WIDTH) -> str:
     return "".join(_BARS[round((value - low) / span * (len(_BARS) - 1))] for value in picked)
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right")
-    return table
-
-
 def _sources(data: dict[str, Any]) -> Table:
     counts = [
         name for name in _COUNT_TITLES if name not in _RARE_COUNTS or any(source[name] for source in data["sources"])
     ]
-    table = _table("\nWhat came in", "source", "category", *(_COUNT_TITLES[name] for name in counts))
+    table = titled_table("\nWhat came in", "source", "category", *(_COUNT_TITLES[name] for name in counts))
     for source in data["sources"]:
         table.add_row(source["name"], source["category"], *(f"{source[count]:,}" for count in counts))
     return table
@@ -104,7 +101,7 @@ def _fit(data: dict[str, Any]) -> list[Table]:
     lines = [line for line in data["fit"] if any(line[name] for name in _FIT_TITLES)]
     if not lines:
         return []
-    table = _table("\nWhat fits no row as it is", "source", *_FIT_TITLES.values())
+    table = titled_table("\nWhat fits no row as it is", "source", *_FIT_TITLES.values())
     for line in lines:
         table.add_row(line["name"], *(f"{line[name]:,}" for name in _FIT_TITLES))
     return [table]
@@ -112,7 +109,9 @@ def _fit(data: dict[str, Any]) -> list[Table]:
 
 def _mixture(data: dict[str, Any]) -> Table:
     title = f"\nThe mix, by {data['mixture_by']}"
-    table = _table(title, "category", "asked", "share", "available", "examples", "tokens", "trained", "no more for")
+    table = titled_table(
+        title, "category", "asked", "share", "available", "examples", "tokens", "trained", "no more for"
+    )
     for line in data["mixture"]:
         asked = "all" if line["asked_fraction"] is None else f"{line['asked_fraction']:.1%}"
         counts = (f"{line[name]:,}" for name in ("available", "examples", "tokens", "trained_tokens"))
@@ -121,7 +120,9 @@ def _mixture(data: dict[str, Any]) -> Table:
 
 
 def _taken_of_sources(data: dict[str, Any]) -> Table:
-    table = _table("\nWhat the mix takes", "source", "available", "distinct", "examples", "tokens", "trained", "ratio")
+    table = titled_table(
+        "\nWhat the mix takes", "source", "available", "distinct", "examples", "tokens", "trained", "ratio"
+    )
     for line in data["mixture_sources"]:
         counts = (f"{line[name]:,}" for name in ("available", "distinct", "examples", "tokens", "trained_tokens"))
         ratio = "" if line["trained_fraction"] is None else f"{line['trained_fraction']:.1%}"
@@ -160,7 +161,7 @@ def _balance(train: dict[str, Any]) -> str:
 
 
 def _held_out(held_out: dict[str, dict[str, float]], data: dict[str, Any]) -> Table:
-    table = _table("\nHeld-out loss, nats per token", "category", "examples", "before", "after", "change")
+    table = titled_table("\nHeld-out loss, nats per token", "category", "examples", "before", "after", "change")
     examples = {line["category"]: line["examples"] for line in data["held_out"]}
     for category, before in held_out["before"].items():
         after = held_out["after"][category]
@@ -173,7 +174,7 @@ def _evaluation(summaries: list[dict[str, Any]]) -> list[RenderableType]:
     """Each task's scores before and after training, and why a task failed."""
     if not summaries:
         return []
-    table = _table("\nEvaluation, mean ± standard error", "task", "metric", "n", "before", "after")
+    table = titled_table("\nEvaluation, mean ± standard error", "task", "metric", "n", "before", "after")
     found = {(line["task"], line["when"]): line["metrics"] for line in summaries}
     for task in dict.fromkeys(line["task"] for line in summaries):
         before, after = (found.get((task, when), {}) for when in ("before", "after"))

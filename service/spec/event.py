@@ -32,6 +32,7 @@ EventType = Literal[
     "job.warning",
     "checkpoint.saved",
     "eval.held_out",
+    "eval.routing",
     "eval.samples",
     "eval.task",
     "job.failed",
@@ -62,6 +63,10 @@ class Event(BaseModel):
         job.warning: `kind` (`ray_jobs.train.guards.WarningKind`); the event's `message` says what; the job goes on.
         checkpoint.saved: `step`, `path` (below the run's `checkpoints/`; only the newest ones are kept).
         eval.held_out: `when` (before, step-<n>, after), `step`, `loss` (nats per trained token, by category).
+        eval.routing: `when`, `step`, `path` (of all figures, in the run directory), `num_experts`, `categories` (by
+            name: `copies` of tokens, and means over the layers), `layers` (all categories together, a list a figure),
+            `specialisation_by_chance`, `most_specialised` (of `layer`, `specialisation`, `experts` by category). The
+            figures are told in docs/routing.md; null where there is nothing to compare with.
         eval.samples: `when`, `step`, `samples` (of `prompt`, `completion`).
         eval.task: `when`, `step`, `task`, `kind`, `status` (succeeded, failed), `reason` (of the failure), `samples`
             (how many), `verdicts` (how many of each), `metrics` (by name: `score`, `standard_error`, `n`). All

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from service.client.report_view import _evaluation, _fit, _mixture, _sources, _taken_of_sources
+from service.client.routing_view import routing_block
 
 COUNTS = {"rows_read": 9, "rows_rejected": 0, "exact_duplicates": 1, "near_duplicates": 2, "rows_kept": 6}
 
@@ -69,3 +70,36 @@ def test_scores_stand_side_by_side_and_a_failure_says_why() -> None:
         assert part in shown(table)
     assert [shown(line).strip() for line in failures] == ["code after: failed no bubblewrap [bwrap]"]
     assert _evaluation([]) == []
+
+
+def summary_of_routing(when: str, **figures: float | None) -> dict[str, Any]:
+    figures = {"effective_experts": 7.04, "max_over_mean": 1.5, "unused_experts": 0.25} | figures
+    line = {"copies": 9, "load_drift": None, "same_experts": None, **figures}
+    tops = {"math": [{"expert": 3, "share": 0.45, "lift": 1.8}, {"expert": 1, "share": 0.2, "lift": 1.1}], "c[a]": []}
+    return {
+        "when": when,
+        "path": f"evals/{when}-routing.json",
+        "num_experts": 8,
+        "categories": {"math": line, "c[a]": line},
+        "specialisation_by_chance": 0.0021,
+        "most_specialised": [{"layer": 2, "specialisation": 0.213, "experts": tops}],
+    }
+
+
+def test_routing_before_and_after_stands_side_by_side() -> None:
+    after = summary_of_routing("after", effective_experts=6.5, load_drift=0.083, same_experts=0.814)
+    text = "".join(map(shown, routing_block([summary_of_routing("before"), summary_of_routing("step-8"), after])))
+    for part in ("to 8 experts", "7.0 → 6.5", "1.50 → 1.50", "0.2 → 0.2", "8.3%", "81.4%", "by chance 0.002"):
+        assert part in text
+    assert "layer 2: 0.213  math 3 (45%, lift 1.8)\n" in text
+    assert "c[a]" in text
+    assert "evals/after-routing.json" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_routing_without_a_comparison_is_left_out() -> None:
+    after = summary_of_routing("after")
+    assert routing_block([]) == routing_block([after]) == []
+    alone = after | {"most_specialised": [], "specialisation_by_chance": None}
+    [table, _] = routing_block([summary_of_routing("before"), alone])
+    assert "-" in shown(table)

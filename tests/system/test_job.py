@@ -90,11 +90,28 @@ def test_a_job_runs_to_its_report(system: System, undisturbed: str) -> None:
     rates = [rate for _, rate in train["learning_rate_curve"]]
     assert max(rates) == 1e-3 == rates[train["warmup_steps"] - 1]
     assert report["held_out"]["after"]["math"] < 0.7 * report["held_out"]["before"]["math"]
+    assert_routing_was_watched(system, undisturbed)
     assert train["balance_loss_floor"] == pytest.approx(0.04)
     assert train["balance_loss"] == pytest.approx(sum(train["balance_loss_per_layer"]))
     assert [sample["prompt"] for sample in report["samples"]] == ["What is 3 plus 1?"]
     assert report["export"]["verified"]
     assert "RayTrainWorker" in system.client.jobs.logs(undisturbed)
+
+
+def assert_routing_was_watched(system: System, job_id: str) -> None:
+    """Every held-out token is counted, in every layer; the base model drifts from itself, as training goes on."""
+    report, run_url = system.client.jobs.report(job_id), system.client.jobs.get(job_id).run_url
+    events = [event.data for event in system.client.jobs.stream_events(job_id) if event.type == "eval.routing"]
+    before, after = report["routing"]
+    assert events == [before, after]
+    [held_out] = report["data"]["held_out"]
+    figures = json.loads((Path(run_url) / after["path"]).read_text())["categories"]["math"]
+    counts = figures["copies_per_layer_and_expert"]
+    assert [sum(copies) for copies in counts] == [2 * held_out["tokens"]] * 4
+    assert before["layers"]["load_drift"] is None
+    assert len(after["layers"]["load_drift"]) == 4
+    assert all(0 < drift < 1 for drift in after["layers"]["load_drift"])
+    assert all(0 < same < 1 for same in after["layers"]["same_experts"])
 
 
 def test_a_skipped_row_is_counted_and_listed(system: System, undisturbed: str) -> None:
@@ -139,6 +156,7 @@ def test_the_command_line_shows_what_the_service_knows(
         "products.jsonl row 3: no field 'completion'",
         "Packing",
         "Held-out loss",
+        "Routing of held-out tokens",
         "Checkpoint",
     ):
         assert part in report

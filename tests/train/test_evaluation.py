@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from moe.balance import Balancing
 from ray_jobs.data.packed_rows import PackedRow
-from ray_jobs.evaluate.held_out import held_out_losses
+from ray_jobs.evaluate.held_out import measure_held_out
 from ray_jobs.evaluate.samples import answer
 from ray_jobs.train.engine import TrainingStep
 from tests.moe.conftest import TINY, tiny_model
@@ -25,11 +25,13 @@ def test_held_out_loss_is_measured_without_drops(monkeypatch: pytest.MonkeyPatch
     tokens = np.random.default_rng(0).integers(0, TINY.vocab_size, 30).astype(np.int32)
     rows = [PackedRow(tokens, np.arange(30) > 5, np.array([30], dtype=np.int32), ("c",))]
     free, limited = (TrainingStep(tiny_model(balancing=balancing), 0.01, 1) for balancing in (None, DROPPING))
-    assert held_out_losses(limited, rows, ["c"]) == held_out_losses(free, rows, ["c"])
+    (loss, routing), (free_loss, free_routing) = (measure_held_out(step, rows, ["c"]) for step in (limited, free))
+    assert loss == free_loss
+    assert routing.copies_CLE.equal(free_routing.copies_CLE)
     assert limited.training
     assert limited.model.layers[0].block_sparse_moe.training, "training goes on as before"
     limited.eval()
-    held_out_losses(limited, rows, ["c"])
+    measure_held_out(limited, rows, ["c"])
     assert not limited.training
 
 

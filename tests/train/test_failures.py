@@ -143,6 +143,10 @@ def test_a_later_attempt_does_only_what_is_left(document: dict[str, Any], tmp_pa
     assert second["reused"] == {"prepare": True, "train": True, "evaluate": False, "export": True}
     assert second["report"]["export"] == first["report"]["export"]
     assert second["report"]["held_out"] == first["report"]["held_out"], "the same weights were evaluated"
+    routing = first["report"]["routing"]
+    assert [summary["when"] for summary in routing] == whens
+    assert all(0 < same < 1 for summary in routing[1:] for same in summary["layers"]["same_experts"])
+    assert second["report"]["routing"] == routing, "compared with what another attempt left of the base model"
     assert [stage["stage"] for stage in second["report"]["stages"]] == list(stages)
     assert second["report"]["train"]["steps_taken_twice"] == 0
     exported = Path(second["report"]["export"]["path"])
