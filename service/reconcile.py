@@ -1,7 +1,8 @@
 """Brings the store and the cluster to agree, again and again, whatever crashed in between.
 
 Each look at a job does the one next thing that its state asks for; every decision is a compare-and-set, so two replicas
-may look at the same job. The order is always: write the intent to the store, then act. Acts are idempotent.
+may look at the same job. The order is always: write the intent to the store, then act. Acts are idempotent. A sweep is
+run like a job, by another module.
 
     queued ──► submitting ──► running ──► succeeded | failed
        │            │            │
@@ -18,10 +19,10 @@ import math
 import threading
 import time
 
-from service.backends.base import Backend, job_and_attempt, submission_id
+from service.backends.base import Backend, run_and_attempt, submission_id
 from service.errors import BackendUnavailableError, ConflictError
 from service.run_reader import new_segments, read_segment, write_spec
-from service.spec.resources import ACTIVE_STATUSES, Job, JobError
+from service.spec.resources import ACTIVE_STATUSES, JobError, Run
 from service.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ class Reconciler:
         max_running_jobs: more wait in the queue.
         max_attempts: starts of a job's driver before a lost one counts as failure.
         interval_s: seconds between two looks.
-        sweep_interval_s: seconds between two looks for drivers that nobody wants.
+        unwanted_interval_s: seconds between two looks for drivers that nobody wants.
     """
 
     def __init__(
@@ -47,12 +48,12 @@ class Reconciler:
         max_running_jobs: int,
         max_attempts: int,
         interval_s: float,
-        sweep_interval_s: float = 10.0,
+        unwanted_interval_s: float = 10.0,
     ) -> None:
         self._store, self._backend = store, backend
         self._max_running_jobs, self._max_attempts, self._interval_s = max_running_jobs, max_attempts, interval_s
-        self._sweep_interval_s = sweep_interval_s
-        self._last_sweep = -math.inf
+        self._unwanted_interval_s = unwanted_interval_s
+        self._last_search = -math.inf
         self._known_segments: dict[str, set[str]] = {}
         self._wake = threading.Event()
         self._stopped = threading.Event()
@@ -83,86 +84,86 @@ class Reconciler:
 
     def reconcile(self) -> None:
         """Look at every unfinished job once, oldest first, and now and then for drivers that nobody wants."""
-        jobs = self._store.unfinished_jobs()
-        running = sum(job.status in ACTIVE_STATUSES for job in jobs)
-        for job in jobs:
-            if job.status == "queued":
+        runs = self._store.unfinished()
+        running = sum(run.status in ACTIVE_STATUSES for run in runs)
+        for run in runs:
+            if run.status == "queued":
                 if running < self._max_running_jobs:
-                    running += self._store.change_status(job, "submitting", attempt=1)
+                    running += self._store.change_status(run, "submitting", attempt=1)
                     self._wake.set()
             else:
-                self._look_at(job)
-        unfinished = {job.id for job in jobs}
-        self._known_segments = {job_id: names for job_id, names in self._known_segments.items() if job_id in unfinished}
-        if time.monotonic() - self._last_sweep > self._sweep_interval_s:
-            self._last_sweep = time.monotonic()
+                self._look_at(run)
+        unfinished = {run.id for run in runs}
+        self._known_segments = {run_id: names for run_id, names in self._known_segments.items() if run_id in unfinished}
+        if time.monotonic() - self._last_search > self._unwanted_interval_s:
+            self._last_search = time.monotonic()
             self._stop_unwanted_drivers()
 
-    def _look_at(self, job: Job) -> None:
+    def _look_at(self, run: Run) -> None:
         """One step of one job; whatever goes wrong must not keep the others waiting, nor a cancel."""
-        self._try_to_ingest(job)
+        self._try_to_ingest(run)
         try:
-            self._advance(job)
+            self._advance(run)
         except BackendUnavailableError as error:
-            log.warning("%s: %s", job.id, error)
+            log.warning("%s: %s", run.id, error)
         except Exception:
-            log.exception("%s: a look at it failed; the next follows in %.1f s", job.id, self._interval_s)
+            log.exception("%s: a look at it failed; the next follows in %.1f s", run.id, self._interval_s)
 
-    def _advance(self, job: Job) -> None:
-        if job.status == "submitting":
-            self._submit(job)
-        elif job.status == "running":
-            self._observe(job)
-        elif job.status == "cancelling":
-            self._cancel(job)
+    def _advance(self, run: Run) -> None:
+        if run.status == "submitting":
+            self._submit(run)
+        elif run.status == "running":
+            self._observe(run)
+        elif run.status == "cancelling":
+            self._cancel(run)
 
-    def _submit(self, job: Job) -> None:
-        write_spec(job.run_url, job.spec)
-        attempt_id = submission_id(job.id, job.attempt)
+    def _submit(self, run: Run) -> None:
+        write_spec(run.run_url, run.spec)
+        attempt_id = submission_id(run.id, run.attempt)
         try:
-            self._backend.submit(attempt_id, job.run_url, job.attempt, job.spec_sha256)
+            self._backend.submit(attempt_id, run.kind, run.run_url, run.attempt, run.spec_sha256)
         except ConflictError as error:
             self._store.change_status(
-                job, "failed", error=JobError(code=error.code, fault=error.fault, message=str(error))
+                run, "failed", error=JobError(code=error.code, fault=error.fault, message=str(error))
             )
             return
-        if not self._store.change_status(job, "running") and not self._is_wanted(attempt_id):
+        if not self._store.change_status(run, "running") and not self._is_wanted(attempt_id):
             self._backend.stop(attempt_id)
 
-    def _observe(self, job: Job) -> None:
-        found = self._backend.state(submission_id(job.id, job.attempt))
+    def _observe(self, run: Run) -> None:
+        found = self._backend.state(submission_id(run.id, run.attempt))
         if found is not None and found[0] in ("pending", "running"):
             return
-        if not self._try_to_ingest(job):
+        if not self._try_to_ingest(run):
             return  # its last word may be among what could not be read
-        verdict = self._store.find_verdict(job.id, job.attempt)
+        verdict = self._store.find_verdict(run.id, run.attempt)
         if verdict is None:
             reason = (
                 f"the driver ended without a word ({found[0]}): {found[1].strip()}"
                 if found
                 else "Ray no longer knows the driver"
             )
-            self._follow_lost(job, reason)
+            self._follow_lost(run, reason)
         elif verdict.type == "job.finished":
-            self._store.change_status(job, "succeeded")
+            self._store.change_status(run, "succeeded")
         else:
             error = JobError.model_validate({"message": verdict.message, **verdict.data})
-            self._store.change_status(job, "failed", error=error)
+            self._store.change_status(run, "failed", error=error)
 
-    def _follow_lost(self, job: Job, reason: str) -> None:
-        if job.attempt < self._max_attempts:
-            log.warning("%s: %s; starting attempt %d", job.id, reason, job.attempt + 1)
-            self._store.change_status(job, "submitting", attempt=job.attempt + 1)
+    def _follow_lost(self, run: Run, reason: str) -> None:
+        if run.attempt < self._max_attempts:
+            log.warning("%s: %s; starting attempt %d", run.id, reason, run.attempt + 1)
+            self._store.change_status(run, "submitting", attempt=run.attempt + 1)
             return
-        error = JobError(code="driver_lost", fault="infrastructure", message=f"{reason}, {job.attempt} times")
-        self._store.change_status(job, "failed", error=error)
+        error = JobError(code="driver_lost", fault="infrastructure", message=f"{reason}, {run.attempt} times")
+        self._store.change_status(run, "failed", error=error)
 
-    def _cancel(self, job: Job) -> None:
-        attempt_id = submission_id(job.id, job.attempt)
+    def _cancel(self, run: Run) -> None:
+        attempt_id = submission_id(run.id, run.attempt)
         found = self._backend.state(attempt_id)
         if found is None or found[0] in ("stopped", "succeeded", "failed"):
-            self._try_to_ingest(job)
-            self._store.change_status(job, "cancelled")
+            self._try_to_ingest(run)
+            self._store.change_status(run, "cancelled")
         else:
             self._backend.stop(attempt_id)
 
@@ -181,28 +182,28 @@ class Reconciler:
 
     def _is_wanted(self, attempt_id: str) -> bool:
         """Whether a driver is its job's current attempt; jobs of another store are not ours to judge."""
-        job_id, attempt = job_and_attempt(attempt_id)
-        job = self._store.find_job(job_id)
-        return job is None or (not job.is_terminal and job.attempt == attempt)
+        run_id, attempt = run_and_attempt(attempt_id)
+        run = self._store.find(run_id)
+        return run is None or (not run.is_terminal and run.attempt == attempt)
 
-    def _try_to_ingest(self, job: Job) -> bool:
+    def _try_to_ingest(self, run: Run) -> bool:
         """Take in the job's new events; False when the run directory or the store did not answer."""
         try:
-            self._ingest(job)
+            self._ingest(run)
         except Exception:
-            log.exception("%s: its events could not be taken in; the next try follows", job.id)
+            log.exception("%s: its events could not be taken in; the next try follows", run.id)
             return False
         return True
 
-    def _ingest(self, job: Job) -> None:
-        if job.id not in self._known_segments:
-            self._known_segments[job.id] = self._store.ingested_segments(job.id)
-        known = self._known_segments[job.id]
-        for name in new_segments(job.run_url, known):
+    def _ingest(self, run: Run) -> None:
+        if run.id not in self._known_segments:
+            self._known_segments[run.id] = self._store.ingested_segments(run.id)
+        known = self._known_segments[run.id]
+        for name in new_segments(run.run_url, known):
             try:
-                events = read_segment(job.run_url, name)
+                events = read_segment(run.run_url, name)
             except ValueError:
-                log.exception("%s: segment %s holds no events that this version knows; passed over", job.id, name)
+                log.exception("%s: segment %s holds no events that this version knows; passed over", run.id, name)
                 events = []
-            self._store.ingest_segment(job.id, name, events)
+            self._store.ingest_segment(run.id, name, events)
             known.add(name)

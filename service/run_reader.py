@@ -1,4 +1,4 @@
-"""The control plane's view of a run directory: writes the spec, reads events and the report.
+"""The control plane's view of a run directory: writes the spec, reads events and what comes of it.
 
 The cluster's side is `ray_jobs.run_directory`; both follow `service.spec.event`.
 """
@@ -16,6 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from service.errors import InvalidSettingsError
 from service.spec.event import EVENTS_DIRECTORY, REPORT_FILE, SPEC_FILE, Event
+from service.spec.sweep_results import SWEEP_FILE, SWEEP_PAGE_FILE, SweepResults
 
 
 def require_writable(runs_url: str) -> None:
@@ -69,8 +70,28 @@ def read_segment(run_url: str, name: str) -> list[Event]:
 
 def read_report(run_url: str) -> dict[str, Any] | None:
     """The outcome that the driver wrote last; None until then."""
-    filesystem, path = url_to_fs(f"{run_url}/{REPORT_FILE}")
-    if not filesystem.exists(path):
+    content = _read(run_url, REPORT_FILE)
+    if content is None:
         return None
-    report: dict[str, Any] = json.loads(filesystem.cat_file(path))
+    report: dict[str, Any] = json.loads(content)
     return report
+
+
+def read_sweep(run_url: str) -> SweepResults | None:
+    """What a sweep has found so far; None until it has begun."""
+    content = _read(run_url, SWEEP_FILE)
+    return None if content is None else SweepResults.model_validate_json(content)
+
+
+def read_sweep_page(run_url: str) -> bytes | None:
+    """A sweep's report as HTML; None until it is written."""
+    return _read(run_url, SWEEP_PAGE_FILE)
+
+
+def _read(run_url: str, name: str) -> bytes | None:
+    filesystem, path = url_to_fs(f"{run_url}/{name}")
+    try:
+        content: bytes = filesystem.cat_file(path)
+    except FileNotFoundError:
+        return None
+    return content

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from service.errors import InvalidSettingsError
+from service.spec.resources import RunKind
+
+DRIVER_MODULES: Mapping[RunKind, str] = {"job": "ray_jobs.finetune", "sweep": "ray_jobs.ablate"}
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,7 @@ class Settings:
         runs_url: root of the run directories, as control plane and cluster both see it.
         ray_dashboard_url: of an existing cluster, such as `https://ray.example:8265`; None starts a local head.
         ray_token_path: file with the cluster's authentication token; needed with `ray_dashboard_url`, as `runs_url` is.
-        driver_module: the module that a job's driver runs.
+        driver_modules: the module that the driver of each kind runs.
         driver_python: interpreter on the cluster.
         max_running_jobs: more wait in the queue.
         max_attempts: starts of a job's driver before a lost one counts as failure.
@@ -31,7 +35,7 @@ class Settings:
     runs_url: str | None = None
     ray_dashboard_url: str | None = None
     ray_token_path: Path | None = None
-    driver_module: str = "ray_jobs.finetune"
+    driver_modules: Mapping[RunKind, str] = field(default_factory=lambda: DRIVER_MODULES)
     driver_python: str = sys.executable
     max_running_jobs: int = 1
     max_attempts: int = 3

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
-from service.api import health, jobs, problems
+from service.api import health, jobs, problems, sweeps
 from service.api.dependencies import ControlPlane
 from service.backends.base import Backend
 from service.backends.local_ray import LocalRay
@@ -44,6 +44,7 @@ def create_app(parts: ControlPlane) -> FastAPI:
     app.state.control_plane = parts
     problems.install(app)
     app.include_router(jobs.router)
+    app.include_router(sweeps.router)
     app.include_router(health.router)
     return app
 
@@ -67,18 +68,18 @@ def open_backend(settings: Settings) -> Iterator[Backend]:
     if settings.ray_dashboard_url is not None:
         assert settings.ray_token_path is not None, "the settings hold both or neither"
         token = settings.ray_token_path.read_text().strip()
-        cluster = _ray_jobs(settings, settings.ray_dashboard_url, token, shares_filesystem=False)
-        with closing(cluster):
+        with closing(_ray_jobs(settings, settings.ray_dashboard_url, token)) as cluster:
             cluster.require_authentication()
             cluster.ping()
             yield cluster
         return
 
     with _only_user(settings.data_dir):
-        head = LocalRay(settings.data_dir / "ray-token", max(os.cpu_count() or 1, MIN_LOCAL_CPUS))
+        num_cpus = max(os.cpu_count() or 1, MIN_LOCAL_CPUS)
+        head = LocalRay(settings.data_dir / "ray-token", num_cpus)
         try:
             head.start()
-            with closing(_ray_jobs(settings, head.dashboard_url, head.token, shares_filesystem=True)) as cluster:
+            with closing(_ray_jobs(settings, head.dashboard_url, head.token, num_cpus)) as cluster:
                 yield cluster
         finally:
             head.stop()
@@ -97,13 +98,14 @@ def _only_user(data_dir: Path) -> Iterator[None]:
         yield
 
 
-def _ray_jobs(settings: Settings, url: str, token: str, *, shares_filesystem: bool) -> RayJobs:
+def _ray_jobs(settings: Settings, url: str, token: str, local_cpus: int | None = None) -> RayJobs:
     return RayJobs(
         url,
         token,
         python=settings.driver_python,
-        module=settings.driver_module,
-        shares_filesystem=shares_filesystem,
+        modules=settings.driver_modules,
+        shares_filesystem=local_cpus is not None,
+        max_cpus=local_cpus,
     )
 
 

@@ -4,55 +4,38 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Response, status
+from fastapi import APIRouter, Depends, Query, Response, status
 from fastapi.responses import PlainTextResponse
 
 from service.api.dependencies import Parts, require_key
-from service.api.reachable import require_reachable
+from service.api.runs import (
+    CONFLICT,
+    PROBLEMS,
+    UNAVAILABLE,
+    AfterEvent,
+    AfterId,
+    IdempotencyKey,
+    Limit,
+    accept,
+    not_found,
+)
 from service.backends.base import submission_id
 from service.errors import InvalidSpecError, NotFoundError
 from service.plan.plan import plan_job
 from service.run_reader import read_report
 from service.spec.job import JobSpec
 from service.spec.plan import Plan, PlanRequest
-from service.spec.resources import Job, JobEvent, JobStatus, Page, Problem, StepMetrics
+from service.spec.resources import Job, JobEvent, JobStatus, Page, StepMetrics
 
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    401: {"model": Problem, "description": "No API key, or a wrong one"},
-    422: {"model": Problem, "description": "A value is not valid; `errors` names its path"},
-}
-_NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is no such job"}}
-_CONFLICT: dict[int | str, dict[str, Any]] = {
-    409: {"model": Problem, "description": "The request contradicts the state"}
-}
-_UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": Problem, "description": "Ray does not answer"}}
+_NOT_FOUND = not_found("job")
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[Depends(require_key)], responses=_PROBLEMS)
-
-Limit = Annotated[int, Query(ge=1, le=1000, description="Items at most")]
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[Depends(require_key)], responses=PROBLEMS)
 
 
-@router.post("", status_code=status.HTTP_201_CREATED, responses=_CONFLICT)
-def create_job(
-    spec: JobSpec,
-    parts: Parts,
-    response: Response,
-    idempotency_key: Annotated[
-        str | None,
-        Header(min_length=1, max_length=255, description="The same key with the same body gives the same job again"),
-    ] = None,
-) -> Job:
+@router.post("", status_code=status.HTTP_201_CREATED, responses=CONFLICT)
+def create_job(spec: JobSpec, parts: Parts, response: Response, idempotency_key: IdempotencyKey = None) -> Job:
     """Accept a job. It is stored before this answers, and will run whatever happens to the service."""
-    job = parts.store.find_job_of_key(idempotency_key, spec) if idempotency_key else None
-    is_new = False
-    if job is None:
-        require_reachable(spec, parts.backend)
-        job, is_new = parts.store.create_job(spec, parts.runs_url, idempotency_key)
-        parts.reconciler.wake()
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
-    if not is_new:
-        response.status_code = status.HTTP_200_OK
-    return job
+    return accept(Job, spec, parts, response, idempotency_key)
 
 
 @router.post(":plan")
@@ -68,24 +51,24 @@ def plan(request: PlanRequest) -> Plan:
 def list_jobs(
     parts: Parts,
     status: Annotated[list[JobStatus] | None, Query(description="Only these")] = None,
-    after: Annotated[str | None, Query(description="Id of the last job of the page before")] = None,
+    after: AfterId = None,
     limit: Limit = 50,
 ) -> Page[Job]:
     """List jobs, newest first."""
-    jobs, has_more = parts.store.list_jobs(statuses=status or (), after=after, limit=limit)
+    jobs, has_more = parts.store.list_runs(Job, statuses=status or (), after=after, limit=limit)
     return Page(data=jobs, has_more=has_more)
 
 
 @router.get("/{job_id}", responses=_NOT_FOUND)
 def get_job(job_id: str, parts: Parts) -> Job:
     """How a job stands."""
-    return parts.store.get_job(job_id)
+    return parts.store.get(Job, job_id)
 
 
-@router.post("/{job_id}/cancel", responses=_NOT_FOUND | _CONFLICT)
+@router.post("/{job_id}/cancel", responses=_NOT_FOUND | CONFLICT)
 def cancel_job(job_id: str, parts: Parts) -> Job:
     """Cancel a job; its processes end within seconds. Cancelling twice is no error."""
-    job = parts.store.request_cancel(job_id)
+    job = parts.store.request_cancel(Job, job_id)
     parts.reconciler.wake()
     return job
 
@@ -94,11 +77,11 @@ def cancel_job(job_id: str, parts: Parts) -> Job:
 def list_events(
     job_id: str,
     parts: Parts,
-    after: Annotated[int, Query(ge=0, lt=2**31, description="Sequence of the last event already seen")] = 0,
+    after: AfterEvent = 0,
     limit: Limit = 1000,
 ) -> Page[JobEvent]:
     """What happened in a job, in order."""
-    events, has_more = parts.store.list_events(job_id, after=after, limit=limit)
+    events, has_more = parts.store.list_events(Job, job_id, after=after, limit=limit)
     return Page(data=events, has_more=has_more)
 
 
@@ -114,12 +97,12 @@ def list_metrics(
     return Page(data=metrics, has_more=has_more)
 
 
-@router.get("/{job_id}/logs", response_class=PlainTextResponse, responses=_NOT_FOUND | _UNAVAILABLE)
+@router.get("/{job_id}/logs", response_class=PlainTextResponse, responses=_NOT_FOUND | UNAVAILABLE)
 def get_logs(
     job_id: str, parts: Parts, tail: Annotated[int | None, Query(ge=1, description="Only the last lines")] = None
 ) -> str:
     """What the driver and its workers printed, of the latest attempt."""
-    job = parts.store.get_job(job_id)
+    job = parts.store.get(Job, job_id)
     lines = parts.backend.logs(submission_id(job.id, job.attempt)).splitlines(keepends=True)
     return "".join(lines[-tail:] if tail else lines)
 
@@ -127,7 +110,7 @@ def get_logs(
 @router.get("/{job_id}/report", responses=_NOT_FOUND)
 def get_report(job_id: str, parts: Parts) -> dict[str, Any]:
     """What a finished job did: data, training, evaluations, export."""
-    job = parts.store.get_job(job_id)
+    job = parts.store.get(Job, job_id)
     report = read_report(job.run_url)
     if report is None:
         raise NotFoundError(f"job {job_id} is {job.status}; a report is there once it has succeeded")

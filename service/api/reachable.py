@@ -1,25 +1,63 @@
-"""What can be known before a job is accepted: that the files it names exist.
+"""What can be known before a job or a sweep is accepted: that the files it names exist, and that it can ever find room.
 
-Only where the cluster sees the same files as the control plane; elsewhere the job's first stage finds out.
+Files are looked for where the cluster sees the same ones as the control plane; elsewhere the first stage finds out. A
+cluster of fixed size refuses what it will never have room for; on one that may grow, workers that find none within
+`parallel.placement_timeout_s` end the job, with the reason.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from fsspec.core import url_to_fs
 
 from service.backends.base import Backend
-from service.errors import SourceNotFoundError
+from service.errors import InvalidSpecError, SourceNotFoundError
 from service.spec.job import JobSpec
 from service.spec.model import CheckpointBase, PretrainedTokenizer
 from service.spec.source import SourceSpec
+from service.spec.sweep import ChoiceAxis, SweepSpec, changed
 
 
-def require_reachable(spec: JobSpec, backend: Backend) -> None:
-    """Look for every local file of a spec.
+def require_possible(spec: JobSpec | SweepSpec, backend: Backend) -> None:
+    """Look for what a job, or each job that a sweep may run, needs.
 
     Raises:
-        SourceNotFoundError: with the field's path.
+        SourceNotFoundError: a file is missing; with the field's path.
+        InvalidSpecError: its workers will never find room; with the field's path.
     """
+    for prefix, job in _jobs_of(spec):
+        try:
+            _require_files(job, backend)
+            _require_room(job, backend)
+        except (SourceNotFoundError, InvalidSpecError) as error:
+            raise type(error)(error.message, f"{prefix}{error.field}") from None
+
+
+def _jobs_of(spec: JobSpec | SweepSpec) -> Iterator[tuple[str, JobSpec]]:
+    """A job, or those of a sweep that may name other files or workers, with the path to each."""
+    if isinstance(spec, JobSpec):
+        yield "", spec
+        return
+    yield "base.", spec.base
+    for number, stage in enumerate(spec.stages):
+        yield f"stages.{number}.changes.", changed(spec.base, stage.changes)
+    for number, axis in enumerate(spec.axes.fields):
+        for choice, value in enumerate(axis.values if isinstance(axis, ChoiceAxis) else ()):
+            yield f"axes.fields.{number}.values.{choice}.", changed(spec.base, {axis.path: value})
+
+
+def _require_room(spec: JobSpec, backend: Backend) -> None:
+    parallel = spec.parallel
+    needed = (parallel.min_workers or parallel.num_workers) * parallel.cpus_per_worker
+    if backend.max_cpus is not None and needed > backend.max_cpus:
+        raise InvalidSpecError(
+            f"the workers need {needed:g} CPUs at once, and the cluster has {backend.max_cpus:g}",
+            "parallel.num_workers",
+        )
+
+
+def _require_files(spec: JobSpec, backend: Backend) -> None:
     if not backend.shares_filesystem:
         return
     for index, source in enumerate(spec.data.sources):

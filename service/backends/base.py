@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
+from service.spec.resources import RunKind
+
 AttemptState = Literal["pending", "running", "stopped", "succeeded", "failed"]
 
 
-def submission_id(job_id: str, attempt: int) -> str:
-    """Name of one start of a job's driver: submitting it again is recognised."""
-    return f"{job_id}-a{attempt}"
+def submission_id(run_id: str, attempt: int) -> str:
+    """Name of one start of a driver, of a job or a sweep: submitting it again is recognised."""
+    return f"{run_id}-a{attempt}"
 
 
-def job_and_attempt(submission_id: str) -> tuple[str, int]:
+def run_and_attempt(submission_id: str) -> tuple[str, int]:
     """What a submission's name is made of."""
-    job_id, _, attempt = submission_id.rpartition("-a")
-    return job_id, int(attempt)
+    run_id, _, attempt = submission_id.rpartition("-a")
+    return run_id, int(attempt)
 
 
 class Backend(Protocol):
@@ -26,12 +28,17 @@ class Backend(Protocol):
         """Whether local files are the same here and there."""
         ...
 
+    @property
+    def max_cpus(self) -> float | None:
+        """CPUs that the cluster will ever have; None when it may grow."""
+        ...
+
     def ping(self) -> None:
         """Raise when the cluster does not answer."""
         ...
 
-    def submit(self, submission_id: str, run_url: str, attempt: int, spec_sha256: str) -> None:
-        """Start a driver; when this very attempt was submitted before, do nothing."""
+    def submit(self, submission_id: str, kind: RunKind, run_url: str, attempt: int, spec_sha256: str) -> None:
+        """Start the driver of a job or a sweep; when this very attempt was submitted before, do nothing."""
         ...
 
     def state(self, submission_id: str) -> tuple[AttemptState, str] | None:

@@ -8,12 +8,14 @@ and its spec's hash compared: the same attempt is adopted, never started twice.
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
 
 from service.backends.base import AttemptState
 from service.errors import BackendUnavailableError, ConflictError
+from service.spec.resources import RunKind
 
 _STATES: dict[str, AttemptState] = {
     "PENDING": "pending",
@@ -33,8 +35,9 @@ class RayJobs:
         dashboard_url: such as `http://127.0.0.1:8265`.
         token: the cluster's authentication token. Ray without authentication lets anybody run code, so it is required.
         python: interpreter on the cluster.
-        module: what a driver runs.
+        modules: what the driver of each kind runs.
         shares_filesystem: whether the cluster sees this machine's files.
+        max_cpus: CPUs that the cluster will ever have; None when it may grow.
         timeout_s: of each request.
     """
 
@@ -44,12 +47,14 @@ class RayJobs:
         token: str,
         *,
         python: str,
-        module: str,
+        modules: Mapping[RunKind, str],
         shares_filesystem: bool,
+        max_cpus: float | None = None,
         timeout_s: float = 20.0,
     ) -> None:
         self._shares_filesystem = shares_filesystem
-        self._command = [python, "-m", module]
+        self._max_cpus = max_cpus
+        self._python, self._modules = python, modules
         self._http = httpx.Client(
             base_url=dashboard_url,
             headers={"Authorization": f"Bearer {token}"},
@@ -61,6 +66,11 @@ class RayJobs:
     def shares_filesystem(self) -> bool:
         """Whether local files are the same here and there."""
         return self._shares_filesystem
+
+    @property
+    def max_cpus(self) -> float | None:
+        """CPUs that the cluster will ever have; None when it may grow."""
+        return self._max_cpus
 
     def close(self) -> None:
         """Close the connections; jobs go on."""
@@ -81,15 +91,16 @@ class RayJobs:
                 f"{self._http.base_url} accepts jobs without authentication; start Ray with RAY_AUTH_MODE=token"
             )
 
-    def submit(self, submission_id: str, run_url: str, attempt: int, spec_sha256: str) -> None:
-        """Start a driver; when this very attempt was submitted before, do nothing.
+    def submit(self, submission_id: str, kind: RunKind, run_url: str, attempt: int, spec_sha256: str) -> None:
+        """Start the driver of a job or a sweep; when this very attempt was submitted before, do nothing.
 
         Raises:
             BackendUnavailableError: Ray did not answer, or refused.
             ConflictError: the id is taken by an attempt with another spec.
         """
+        command = [self._python, "-m", self._modules[kind], "--run-url", run_url, "--attempt", str(attempt)]
         body = {
-            "entrypoint": shlex.join([*self._command, "--run-url", run_url, "--attempt", str(attempt)]),
+            "entrypoint": shlex.join(command),
             "submission_id": submission_id,
             "metadata": {_HASH: spec_sha256},
         }

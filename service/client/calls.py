@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import random
 import uuid
 from collections.abc import Callable, Mapping
@@ -24,8 +25,11 @@ from service.errors import (
 )
 from service.spec.job import JobSpec
 from service.spec.plan import Plan, PlanRequest
-from service.spec.resources import Health, Job, JobEvent, JobStatus, Page, Problem, StepMetrics
+from service.spec.resources import Health, Job, JobEvent, JobStatus, Page, Problem, Run, StepMetrics, Sweep
+from service.spec.sweep import SweepSpec
+from service.spec.sweep_results import Candidate, SweepResults, Trial, TrialStatus
 
+AnyRun = TypeVar("AnyRun", bound=Run)
 Answer = TypeVar("Answer")
 
 MAX_RETRIES = 4
@@ -112,24 +116,66 @@ def read_answer(call: Call[Answer], response: httpx.Response) -> Answer:
         raise ServiceUnreachableError(f"what answers at {response.url} is no Sleddog service") from None
 
 
+def _text(response: httpx.Response) -> str:
+    return response.text
+
+
 def _model(kind: Any) -> Callable[[httpx.Response], Any]:
     adapter = TypeAdapter(kind)
     return lambda response: adapter.validate_json(response.content)
 
 
-_read_job = _model(Job)
-_read_jobs = _model(Page[Job])
+@dataclass(frozen=True)
+class RunCalls(Generic[AnyRun]):
+    """The requests that jobs and sweeps have in common.
+
+    Attributes:
+        path: of the collection.
+        read, read_page: make the answer of one, and of a list.
+    """
+
+    path: str
+    read: Callable[[httpx.Response], AnyRun]
+    read_page: Callable[[httpx.Response], Page[AnyRun]]
+
+    def create(self, spec: JobSpec | SweepSpec, idempotency_key: str | None) -> Call[AnyRun]:
+        """POST, with a key so that a repetition cannot make a second one."""
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        return Call("POST", self.path, self.read, json=spec.model_dump(mode="json"), headers=headers)
+
+    def get(self, run_id: str) -> Call[AnyRun]:
+        """GET …/{id}."""
+        return Call("GET", self.path_of(run_id), self.read)
+
+    def list(self, statuses: builtins.list[JobStatus] | None, after: str | None, limit: int) -> Call[Page[AnyRun]]:
+        """GET."""
+        return Call("GET", self.path, self.read_page, params={"status": statuses, "after": after, "limit": limit})
+
+    def cancel(self, run_id: str) -> Call[AnyRun]:
+        """POST …/{id}/cancel."""
+        return Call("POST", self.path_of(run_id, "cancel"), self.read)
+
+    def list_events(self, run_id: str, after: int, limit: int) -> Call[Page[JobEvent]]:
+        """GET …/{id}/events."""
+        return Call("GET", self.path_of(run_id, "events"), _read_events, params={"after": after, "limit": limit})
+
+    def path_of(self, run_id: str, *parts: str) -> str:
+        """Path of a job or a sweep, or of something below it."""
+        return "/".join([self.path, *(quote(part, safe="") for part in (run_id, *parts))])
+
+
+JOBS = RunCalls("/v1/jobs", _model(Job), _model(Page[Job]))
+SWEEPS = RunCalls("/v1/sweeps", _model(Sweep), _model(Page[Sweep]))
+
 _read_events = _model(Page[JobEvent])
 _read_metrics = _model(Page[StepMetrics])
 _read_health = _model(Health)
 _read_plan = _model(Plan)
 _read_report = _model(dict[str, Any])
-
-
-def create_job(spec: JobSpec, idempotency_key: str | None) -> Call[Job]:
-    """POST /v1/jobs, with a key so that a repetition cannot make a second job."""
-    headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
-    return Call("POST", "/v1/jobs", _read_job, json=spec.model_dump(mode="json"), headers=headers)
+_read_results = _model(SweepResults)
+_read_trials = _model(Page[Trial])
+_read_beams = _model(Page[Candidate])
+_read_job_spec = _model(JobSpec)
 
 
 def plan_job(request: PlanRequest) -> Call[Plan]:
@@ -137,43 +183,55 @@ def plan_job(request: PlanRequest) -> Call[Plan]:
     return Call("POST", "/v1/jobs:plan", _read_plan, json=request.model_dump(mode="json"))
 
 
-def _path(job_id: str, part: str = "") -> str:
-    return f"/v1/jobs/{quote(job_id, safe='')}{part}"
-
-
-def get_job(job_id: str) -> Call[Job]:
-    """GET /v1/jobs/{id}."""
-    return Call("GET", _path(job_id), _read_job)
-
-
-def list_jobs(statuses: list[JobStatus] | None, after: str | None, limit: int) -> Call[Page[Job]]:
-    """GET /v1/jobs."""
-    return Call("GET", "/v1/jobs", _read_jobs, params={"status": statuses, "after": after, "limit": limit})
-
-
-def cancel_job(job_id: str) -> Call[Job]:
-    """POST /v1/jobs/{id}/cancel."""
-    return Call("POST", _path(job_id, "/cancel"), _read_job)
-
-
-def list_events(job_id: str, after: int, limit: int) -> Call[Page[JobEvent]]:
-    """GET /v1/jobs/{id}/events."""
-    return Call("GET", _path(job_id, "/events"), _read_events, params={"after": after, "limit": limit})
-
-
 def list_metrics(job_id: str, after: int, limit: int) -> Call[Page[StepMetrics]]:
     """GET /v1/jobs/{id}/metrics."""
-    return Call("GET", _path(job_id, "/metrics"), _read_metrics, params={"after": after, "limit": limit})
+    return Call("GET", JOBS.path_of(job_id, "metrics"), _read_metrics, params={"after": after, "limit": limit})
 
 
 def get_logs(job_id: str, tail: int | None) -> Call[str]:
     """GET /v1/jobs/{id}/logs."""
-    return Call("GET", _path(job_id, "/logs"), lambda response: response.text, params={"tail": tail})
+    return Call("GET", JOBS.path_of(job_id, "logs"), _text, params={"tail": tail})
 
 
 def get_report(job_id: str) -> Call[dict[str, Any]]:
     """GET /v1/jobs/{id}/report."""
-    return Call("GET", _path(job_id, "/report"), _read_report)
+    return Call("GET", JOBS.path_of(job_id, "report"), _read_report)
+
+
+def get_results(sweep_id: str) -> Call[SweepResults]:
+    """GET /v1/sweeps/{id}/results."""
+    return Call("GET", SWEEPS.path_of(sweep_id, "results"), _read_results)
+
+
+def list_trials(
+    sweep_id: str,
+    stage: str | None,
+    candidate: str | None,
+    statuses: list[TrialStatus] | None,
+    after: str | None,
+    limit: int,
+) -> Call[Page[Trial]]:
+    """GET /v1/sweeps/{id}/trials."""
+    params = {"stage": stage, "candidate": candidate, "status": statuses, "after": after, "limit": limit}
+    return Call("GET", SWEEPS.path_of(sweep_id, "trials"), _read_trials, params=params)
+
+
+def list_beams(
+    sweep_id: str, stage: str | None, after: str | None, limit: int, *, all_candidates: bool
+) -> Call[Page[Candidate]]:
+    """GET /v1/sweeps/{id}/beams."""
+    params = {"stage": stage, "all": all_candidates, "after": after, "limit": limit}
+    return Call("GET", SWEEPS.path_of(sweep_id, "beams"), _read_beams, params=params)
+
+
+def promote(sweep_id: str, candidate_id: str) -> Call[JobSpec]:
+    """POST /v1/sweeps/{id}/beams/{candidate}/promote, which changes nothing."""
+    return Call("POST", SWEEPS.path_of(sweep_id, "beams", candidate_id, "promote"), _read_job_spec)
+
+
+def get_sweep_report(sweep_id: str) -> Call[str]:
+    """GET /v1/sweeps/{id}/report."""
+    return Call("GET", SWEEPS.path_of(sweep_id, "report"), _text)
 
 
 def get_health() -> Call[Health]:

@@ -13,7 +13,6 @@ import asyncio
 import builtins
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -21,15 +20,17 @@ import httpx
 
 from service.client import calls
 from service.client.calls import Call
-from service.errors import InvalidSettingsError, JobFailedError, NotAuthenticatedError
+from service.client.runs import PAGE, AsyncRuns, Runs
+from service.client.sweeps import AsyncSweeps, Sweeps
+from service.errors import InvalidSettingsError, NotAuthenticatedError
 from service.spec.job import JobSpec
 from service.spec.plan import Plan, PlanRequest
-from service.spec.resources import Health, Job, JobEvent, JobStatus, Page, StepMetrics
+from service.spec.promotion import Promotion
+from service.spec.resources import Health, Job, StepMetrics
 
 Answer = TypeVar("Answer")
 
 DEFAULT_URL = "http://127.0.0.1:8700"
-_PAGE = 1000
 
 
 def _options(url: str | None, api_key: str | None, timeout_s: float) -> dict[str, Any]:
@@ -87,6 +88,7 @@ class Client:
     ) -> None:
         self._http = httpx.Client(**_options(url, api_key, timeout_s), transport=transport)
         self.jobs = Jobs(self)
+        self.sweeps = Sweeps(self)
 
     def health(self) -> Health:
         """Whether the service answers."""
@@ -122,41 +124,29 @@ class Client:
         self.close()
 
 
-class Jobs:
+class Jobs(Runs[Job]):
     """`client.jobs`."""
 
     def __init__(self, client: Client) -> None:
-        self._client = client
+        super().__init__(client, calls.JOBS)
 
     def create(self, spec: JobSpec, *, idempotency_key: str | None = None) -> Job:
         """Post a job; safe to repeat with the same key."""
-        return self._client.send(calls.create_job(spec, idempotency_key))
+        return self._client.send(self._calls.create(spec, idempotency_key))
+
+    def create_from(self, promotion: Promotion, *, idempotency_key: str | None = None) -> Job:
+        """Post the job of a sweep's candidate, such as `sweep.best()`."""
+        return self.create(promotion.job, idempotency_key=idempotency_key)
 
     def plan(self, request: PlanRequest) -> Plan:
         """What a job would need and take; nothing is started."""
         return self._client.send(calls.plan_job(request))
 
-    def get(self, job_id: str) -> Job:
-        """How a job stands."""
-        return self._client.send(calls.get_job(job_id))
-
-    def list(self, *, statuses: list[JobStatus] | None = None, after: str | None = None, limit: int = 50) -> Page[Job]:
-        """One page of jobs, newest first."""
-        return self._client.send(calls.list_jobs(statuses, after, limit))
-
-    def cancel(self, job_id: str) -> Job:
-        """Cancel a job."""
-        return self._client.send(calls.cancel_job(job_id))
-
-    def events(self, job_id: str, *, after: int = 0, limit: int = _PAGE) -> Page[JobEvent]:
-        """One page of a job's events."""
-        return self._client.send(calls.list_events(job_id, after, limit))
-
     def metrics(self, job_id: str) -> builtins.list[StepMetrics]:
         """Metrics of all steps so far."""
         metrics: builtins.list[StepMetrics] = []
         while True:
-            page = self._client.send(calls.list_metrics(job_id, metrics[-1].step if metrics else 0, _PAGE))
+            page = self._client.send(calls.list_metrics(job_id, metrics[-1].step if metrics else 0, PAGE))
             metrics += page.data
             if not page.has_more:
                 return metrics
@@ -168,61 +158,6 @@ class Jobs:
     def report(self, job_id: str) -> dict[str, Any]:
         """What a finished job did."""
         return self._client.send(calls.get_report(job_id))
-
-    def stream_events(self, job_id: str, *, after: int = 0, poll_s: float = 0.5) -> Iterator[JobEvent]:
-        """Events as they come, until the job has ended."""
-        while True:
-            is_over = self.get(job_id).is_terminal
-            page = self.events(job_id, after=after)
-            yield from page.data
-            after = page.data[-1].sequence if page.data else after
-            if is_over and not page.has_more:
-                return
-            if not page.has_more:
-                time.sleep(poll_s)
-
-    def wait(
-        self,
-        job_id: str,
-        *,
-        poll_s: float = 0.5,
-        timeout_s: float | None = None,
-        on_update: Callable[[Job], None] | None = None,
-    ) -> Job:
-        """Wait until a job has succeeded.
-
-        Args:
-            job_id: of the job.
-            poll_s: seconds between two looks.
-            timeout_s: patience; None waits for ever.
-            on_update: told of every look.
-
-        Raises:
-            JobFailedError: it failed or was cancelled.
-            TimeoutError: patience ran out; the job goes on.
-        """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while True:
-            job = self.get(job_id)
-            if on_update is not None:
-                on_update(job)
-            if job.is_terminal:
-                return require_success(job)
-            if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError(f"job {job_id} is still {job.status} after {timeout_s} s")
-            time.sleep(poll_s)
-
-
-def require_success(job: Job) -> Job:
-    """Return a succeeded job.
-
-    Raises:
-        JobFailedError: it failed, with the job's own reason, or was cancelled.
-    """
-    if job.status == "succeeded":
-        return job
-    reason = f" ({job.error.code}): {job.error.message}" if job.error else ""
-    raise JobFailedError(f"job {job.id} {job.status}{reason}", job.error.field if job.error else None)
 
 
 class AsyncClient:
@@ -238,6 +173,7 @@ class AsyncClient:
     ) -> None:
         self._http = httpx.AsyncClient(**_options(url, api_key, timeout_s), transport=transport)
         self.jobs = AsyncJobs(self)
+        self.sweeps = AsyncSweeps(self)
 
     async def health(self) -> Health:
         """As `Client.health`."""
@@ -269,43 +205,29 @@ class AsyncClient:
         await self.close()
 
 
-class AsyncJobs:
+class AsyncJobs(AsyncRuns[Job]):
     """`async_client.jobs`: as `Jobs`, awaited."""
 
     def __init__(self, client: AsyncClient) -> None:
-        self._client = client
+        super().__init__(client, calls.JOBS)
 
     async def create(self, spec: JobSpec, *, idempotency_key: str | None = None) -> Job:
         """As `Jobs.create`."""
-        return await self._client.send(calls.create_job(spec, idempotency_key))
+        return await self._client.send(self._calls.create(spec, idempotency_key))
+
+    async def create_from(self, promotion: Promotion, *, idempotency_key: str | None = None) -> Job:
+        """As `Jobs.create_from`."""
+        return await self.create(promotion.job, idempotency_key=idempotency_key)
 
     async def plan(self, request: PlanRequest) -> Plan:
         """As `Jobs.plan`."""
         return await self._client.send(calls.plan_job(request))
 
-    async def get(self, job_id: str) -> Job:
-        """As `Jobs.get`."""
-        return await self._client.send(calls.get_job(job_id))
-
-    async def list(
-        self, *, statuses: list[JobStatus] | None = None, after: str | None = None, limit: int = 50
-    ) -> Page[Job]:
-        """As `Jobs.list`."""
-        return await self._client.send(calls.list_jobs(statuses, after, limit))
-
-    async def cancel(self, job_id: str) -> Job:
-        """As `Jobs.cancel`."""
-        return await self._client.send(calls.cancel_job(job_id))
-
-    async def events(self, job_id: str, *, after: int = 0, limit: int = _PAGE) -> Page[JobEvent]:
-        """As `Jobs.events`."""
-        return await self._client.send(calls.list_events(job_id, after, limit))
-
     async def metrics(self, job_id: str) -> builtins.list[StepMetrics]:
         """As `Jobs.metrics`."""
         metrics: builtins.list[StepMetrics] = []
         while True:
-            page = await self._client.send(calls.list_metrics(job_id, metrics[-1].step if metrics else 0, _PAGE))
+            page = await self._client.send(calls.list_metrics(job_id, metrics[-1].step if metrics else 0, PAGE))
             metrics += page.data
             if not page.has_more:
                 return metrics
@@ -317,22 +239,3 @@ class AsyncJobs:
     async def report(self, job_id: str) -> dict[str, Any]:
         """As `Jobs.report`."""
         return await self._client.send(calls.get_report(job_id))
-
-    async def stream_events(self, job_id: str, *, after: int = 0, poll_s: float = 0.5) -> AsyncIterator[JobEvent]:
-        """As `Jobs.stream_events`."""
-        while True:
-            is_over = (await self.get(job_id)).is_terminal
-            page = await self.events(job_id, after=after)
-            for event in page.data:
-                yield event
-            after = page.data[-1].sequence if page.data else after
-            if is_over and not page.has_more:
-                return
-            if not page.has_more:
-                await asyncio.sleep(poll_s)
-
-    async def wait(self, job_id: str, *, poll_s: float = 0.5) -> Job:
-        """As `Jobs.wait`; limit it with `asyncio.timeout`."""
-        while not (job := await self.get(job_id)).is_terminal:
-            await asyncio.sleep(poll_s)
-        return require_success(job)

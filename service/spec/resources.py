@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Generic, Literal, TypeVar
+from typing import ClassVar, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from service.errors import Fault
 
+RunKind = Literal["job", "sweep"]
 JobStatus = Literal["queued", "submitting", "running", "cancelling", "succeeded", "failed", "cancelled"]
 TERMINAL_STATUSES: frozenset[JobStatus] = frozenset({"succeeded", "failed", "cancelled"})
 ACTIVE_STATUSES: frozenset[JobStatus] = frozenset({"submitting", "running", "cancelling"})
@@ -32,11 +33,11 @@ class JobError(Resource):
     """Dotted path of the spec field at fault, if one is."""
 
 
-class JobProgress(Resource):
-    """How far a job is; null where not known yet."""
+class TaskProgress(Resource):
+    """How far a stage's task is; null where not known yet."""
 
     stage: str | None = None
-    """`prepare`, `train`, `evaluate` or `export`."""
+    """Of a job `prepare`, `train`, `evaluate` or `export`; of a sweep `prepare`, or one of its own."""
     task: str | None = None
     """What the stage is doing, in words."""
     done: int | None = None
@@ -44,6 +45,13 @@ class JobProgress(Resource):
     total: int | None = None
     """Units of the task in all."""
     unit: str | None = None
+    eta_s: float | None = None
+    """Seconds until the end of the task, in training until the last step."""
+
+
+class JobProgress(TaskProgress):
+    """How far a job is; null where not known yet."""
+
     step: int | None = None
     """Optimiser steps done."""
     total_steps: int | None = None
@@ -56,12 +64,27 @@ class JobProgress(Resource):
     """Sum over layers, of the last step."""
     balance_loss_floor: float | None = None
     """The same at perfect balance."""
-    eta_s: float | None = None
-    """Seconds until the end of the task, in training until the last step."""
 
 
-class Job(Resource):
-    """A fine-tuning job."""
+class SweepProgress(TaskProgress):
+    """How far a sweep is; null where not known yet."""
+
+    round: int | None = None
+    """Of the stage, from 0."""
+    trials_ended: int | None = None
+    """Trials that have ended, one way or another."""
+    trials_due: int | None = None
+    """Trials in all, as far as can be told: a stage may end early."""
+    best: str | None = None
+    """The best candidate so far."""
+    best_score: float | None = None
+    """Its score."""
+
+
+class Run(Resource):
+    """What the service runs: one driver, started again when it is lost, with a directory of its own."""
+
+    kind: ClassVar[RunKind]
 
     id: str
     name: str
@@ -74,19 +97,34 @@ class Job(Resource):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     run_url: str
-    """The run directory: events, checkpoints, evaluations, export."""
-    progress: JobProgress
+    """The run directory: the spec, events and all that comes of it."""
     error: JobError | None = None
     """Set when the status is `failed`."""
     spec: dict[str, JsonValue]
-    """The `JobSpec` as accepted, every default of that day filled in."""
+    """As accepted, every default of that day filled in."""
     spec_sha256: str
     """Equal specs have equal hashes."""
 
     @property
     def is_terminal(self) -> bool:
-        """Whether the job has ended, one way or another."""
+        """Whether it has ended, one way or another."""
         return self.status in TERMINAL_STATUSES
+
+
+class Job(Run):
+    """A fine-tuning job; its `spec` is a `JobSpec`."""
+
+    kind = "job"
+
+    progress: JobProgress
+
+
+class Sweep(Run):
+    """A sweep over data mixes; its `spec` is a `SweepSpec`."""
+
+    kind = "sweep"
+
+    progress: SweepProgress
 
 
 class JobEvent(Resource):

@@ -6,13 +6,19 @@ and the report read it.
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, JsonValue
 
 from service.spec.resources import Resource
 
+if TYPE_CHECKING:
+    import pandas
+
 SWEEP_FILE = "sweep.json"
+SWEEP_PAGE_FILE = "report.html"
+"""The report for people, left in the run directory when the sweep ends."""
 
 TrialStatus = Literal["pending", "running", "succeeded", "stopped", "failed"]
 EndedBy = Literal["rounds", "no_gain", "max_trials", "single_round", "exhausted", "baseline_failed"]
@@ -135,3 +141,56 @@ class SweepResults(Resource):
     worker_seconds: float = 0.0
     prepare_seconds: float = 0.0
     """What the data took, once."""
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The trials as a table: a row each, with its candidate's mix and other values.
+
+        Columns are `trial`, `candidate`, `stage`, `round`, `role`, `seed`, `status`, `steps`, `tokens`, `duration_s`,
+        `worker_seconds`, `score` (the candidate's), then `share.<category>`, the further axes and the metrics.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("a DataFrame needs pandas: `pip install pandas`") from error
+        candidates = {candidate.id: candidate for candidate in self.candidates}
+        return pandas.DataFrame([_row(trial, candidates[trial.candidate]) for trial in self.trials])
+
+
+def leaderboard(results: SweepResults, stage: str | None = None, *, only_beams: bool = False) -> list[Candidate]:
+    """Candidates by stage, of each stage the best first; those without a rank come last.
+
+    Args:
+        results: of the sweep.
+        stage: only this one's.
+        only_beams: leave out what is neither a beam nor was promoted.
+    """
+    order = [found.name for found in results.stages]
+    shown = [
+        candidate
+        for candidate in results.candidates
+        if stage in (None, candidate.stage) and (not only_beams or candidate.is_beam or candidate.is_promoted)
+    ]
+    return sorted(shown, key=lambda candidate: (order.index(candidate.stage), candidate.rank or math.inf))
+
+
+def _row(trial: Trial, candidate: Candidate) -> dict[str, Any]:
+    return {
+        "trial": trial.id,
+        "candidate": candidate.id,
+        "stage": trial.stage,
+        "round": candidate.round,
+        "role": candidate.role,
+        "seed": trial.seed,
+        "status": trial.status,
+        "steps": trial.steps,
+        "tokens": trial.tokens,
+        "duration_s": trial.duration_s,
+        "worker_seconds": trial.worker_seconds,
+        "score": candidate.score.value if candidate.score else None,
+        **{f"share.{category}": share for category, share in (candidate.mixture or {}).items()},
+        **candidate.fields,
+        **trial.metrics,
+    }

@@ -33,10 +33,11 @@ class Base(DeclarativeBase):
 
 
 class JobRow(Base):
-    """One job: what was asked, how it stands."""
+    """One job or one sweep, which is run like a job: what was asked, how it stands."""
 
     __tablename__ = "jobs"
     id: Mapped[str] = mapped_column(String(63), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16), server_default="job")
     name: Mapped[str] = mapped_column(String(64))
     status: Mapped[str] = mapped_column(String(16), index=True)
     attempt: Mapped[int] = mapped_column(default=0)

@@ -33,7 +33,7 @@ def backend() -> RecordingBackend:
 
 @pytest.fixture
 def reconciler(store: Store, backend: RecordingBackend) -> Reconciler:
-    return Reconciler(store, backend, max_running_jobs=1, max_attempts=3, interval_s=60.0, sweep_interval_s=0.0)
+    return Reconciler(store, backend, max_running_jobs=1, max_attempts=3, interval_s=60.0, unwanted_interval_s=0.0)
 
 
 @pytest.fixture

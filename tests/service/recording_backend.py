@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from service.backends.base import AttemptState
 from service.errors import BackendUnavailableError, ConflictError
+from service.spec.resources import RunKind
 
 
 class RecordingBackend:
     def __init__(self) -> None:
         self.states: dict[str, tuple[AttemptState, str]] = {}
         self.submitted: list[str] = []
+        self.kinds: dict[str, RunKind] = {}
         self.stopped: list[str] = []
         self.is_down = False
         self.refused: set[str] = set()
         self.shares_filesystem = True
+        self.max_cpus: float | None = None
 
     def _require_up(self) -> None:
         if self.is_down:
@@ -22,11 +25,12 @@ class RecordingBackend:
     def ping(self) -> None:
         self._require_up()
 
-    def submit(self, submission_id: str, run_url: str, attempt: int, spec_sha256: str) -> None:
+    def submit(self, submission_id: str, kind: RunKind, run_url: str, attempt: int, spec_sha256: str) -> None:
         self._require_up()
         if submission_id in self.refused:
             raise ConflictError(f"Ray already runs another {submission_id}")
         self.submitted.append(submission_id)
+        self.kinds[submission_id] = kind
         self.states.setdefault(submission_id, ("running", ""))
 
     def state(self, submission_id: str) -> tuple[AttemptState, str] | None:

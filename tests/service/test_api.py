@@ -222,7 +222,7 @@ def test_a_spec_of_another_version_is_still_listed(client: Client, store: Store,
     with store._transaction() as session:
         session.get_one(JobRow, job.id).spec = job.spec | {"retired": True}
     assert client.jobs.get(job.id).spec["retired"]
-    assert len(store.unfinished_jobs()) == 1
+    assert len(store.unfinished()) == 1
 
 
 def test_tables_are_what_the_migrations_make(store: Store) -> None:

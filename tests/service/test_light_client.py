@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from service.data_commands import DATA_MODULE
-from service.settings import Settings
+from service.settings import DRIVER_MODULES
 
 HEAVY = ("torch", "ray", "deepspeed", "transformers", "fastapi", "sqlalchemy", "pyarrow", "numpy", "fsspec")
 
@@ -27,5 +27,5 @@ def test_packages_import_nothing(package: str) -> None:
 
 
 def test_every_submitted_module_exists() -> None:
-    assert importlib.util.find_spec(Settings.driver_module) is not None
+    assert importlib.util.find_spec(DRIVER_MODULES["job"]) is not None
     assert importlib.util.find_spec(DATA_MODULE) is not None

@@ -8,13 +8,13 @@ from unittest.mock import Mock
 
 import pytest
 
-from service.api.reachable import require_reachable
+from service.api.reachable import require_possible
 from service.errors import SourceNotFoundError
 from service.spec.job import JobSpec
 
 
 def look(document: dict[str, Any], shares_filesystem: bool = True) -> None:
-    require_reachable(JobSpec.model_validate(document), Mock(shares_filesystem=shares_filesystem))
+    require_possible(JobSpec.model_validate(document), Mock(shares_filesystem=shares_filesystem, max_cpus=None))
 
 
 def test_a_name_that_looks_like_a_glob_is_a_name_where_such_a_file_is(

@@ -18,7 +18,7 @@ from tests.service.recording_backend import RecordingBackend
 
 @pytest.fixture
 def job(store: Store, spec: JobSpec, tmp_path: Path) -> Job:
-    return store.create_job(spec, str(tmp_path / "runs"))[0]
+    return store.create(Job, spec, str(tmp_path / "runs"))[0]
 
 
 def look(reconciler: Reconciler, times: int = 1) -> None:
@@ -30,10 +30,10 @@ def test_a_job_is_stored_as_submitting_before_it_is_submitted(
     store: Store, reconciler: Reconciler, backend: RecordingBackend, job: Job
 ) -> None:
     look(reconciler)
-    assert (store.get_job(job.id).status, store.get_job(job.id).attempt) == ("submitting", 1)
+    assert (store.get(Job, job.id).status, store.get(Job, job.id).attempt) == ("submitting", 1)
     assert backend.submitted == []
     look(reconciler)
-    assert store.get_job(job.id).status == "running"
+    assert store.get(Job, job.id).status == "running"
     assert backend.submitted == [f"{job.id}-a1"]
     assert RunDirectory(job.run_url).read_spec() == JobSpec.model_validate(job.spec)
 
@@ -45,20 +45,20 @@ def test_a_crash_between_submit_and_its_record_submits_the_same_attempt_again(
         return Reconciler(store, backend, max_running_jobs=1, max_attempts=3, interval_s=60.0)
 
     look(fresh())
-    backend.submit(f"{job.id}-a1", job.run_url, 1, job.spec_sha256)  # and then the control plane died
+    backend.submit(f"{job.id}-a1", "job", job.run_url, 1, job.spec_sha256)  # and then the control plane died
     look(fresh())
     assert set(backend.submitted) == {f"{job.id}-a1"}
-    assert store.get_job(job.id).status == "running"
+    assert store.get(Job, job.id).status == "running"
 
 
 def test_an_outage_changes_nothing(store: Store, reconciler: Reconciler, backend: RecordingBackend, job: Job) -> None:
     look(reconciler, 2)
     backend.is_down = True
     look(reconciler, 3)
-    assert store.get_job(job.id).status == "running"
+    assert store.get(Job, job.id).status == "running"
     backend.is_down = False
     look(reconciler)
-    assert (store.get_job(job.id).status, store.get_job(job.id).attempt) == ("running", 1)
+    assert (store.get(Job, job.id).status, store.get(Job, job.id).attempt) == ("running", 1)
 
 
 def test_a_lost_attempt_is_followed_by_another_and_then_given_up(
@@ -68,10 +68,10 @@ def test_a_lost_attempt_is_followed_by_another_and_then_given_up(
     for attempt in (1, 2):
         del backend.states[f"{job.id}-a{attempt}"]
         look(reconciler, 2)
-        assert (store.get_job(job.id).status, store.get_job(job.id).attempt) == ("running", attempt + 1)
+        assert (store.get(Job, job.id).status, store.get(Job, job.id).attempt) == ("running", attempt + 1)
     backend.states[f"{job.id}-a3"] = ("failed", "killed")
     look(reconciler)
-    failed = store.get_job(job.id)
+    failed = store.get(Job, job.id)
     assert failed.status == "failed"
     assert failed.error is not None
     assert (failed.error.code, failed.error.fault) == ("driver_lost", "infrastructure")
@@ -86,7 +86,7 @@ def test_a_driver_that_says_why_it_failed_is_believed_and_not_repeated(
         events.emit("job.failed", message="row 7: no", code="bad_row", fault="data", field="data.sources.0.uri")
     backend.states[f"{job.id}-a1"] = ("failed", "exit code 1")
     look(reconciler)
-    error = store.get_job(job.id).error
+    error = store.get(Job, job.id).error
     assert error is not None
     assert (error.code, error.message, error.field) == ("bad_row", "row 7: no", "data.sources.0.uri")
     assert backend.submitted == [f"{job.id}-a1"]
@@ -103,15 +103,15 @@ def test_success_needs_the_attempts_own_word(
     look(reconciler, 2)
     backend.states[f"{job.id}-a1"] = ("succeeded", "")
     look(reconciler, 2)
-    assert store.get_job(job.id).attempt == 2, "a driver that ended without a word has not done its work"
+    assert store.get(Job, job.id).attempt == 2, "a driver that ended without a word has not done its work"
     say(job, 1, "job.finished")
     backend.states[f"{job.id}-a2"] = ("succeeded", "")
     look(reconciler, 2)
-    assert store.get_job(job.id).attempt == 3, "nor does an earlier attempt speak for it"
+    assert store.get(Job, job.id).attempt == 3, "nor does an earlier attempt speak for it"
     say(job, 3, "job.finished")
     backend.states[f"{job.id}-a3"] = ("succeeded", "")
     look(reconciler)
-    assert store.get_job(job.id).status == "succeeded"
+    assert store.get(Job, job.id).status == "succeeded"
 
 
 @pytest.mark.parametrize(("type", "status"), [("job.finished", "succeeded"), ("job.failed", "failed")])
@@ -122,28 +122,28 @@ def test_an_attempt_that_ray_forgot_after_its_last_word_is_not_repeated(
     say(job, 1, type, code="bad_row", fault="data")
     backend.states.clear()
     look(reconciler)
-    assert (store.get_job(job.id).status, store.get_job(job.id).attempt) == (status, 1)
+    assert (store.get(Job, job.id).status, store.get(Job, job.id).attempt) == (status, 1)
 
 
 def test_a_job_is_moved_on_only_from_where_it_was_seen(store: Store, job: Job) -> None:
     assert store.change_status(job, "submitting", attempt=1)
     assert not store.change_status(job, "cancelled"), "its status is no longer the one seen"
-    seen = store.get_job(job.id)
+    seen = store.get(Job, job.id)
     assert store.change_status(seen, "submitting", attempt=2)
     assert not store.change_status(seen, "running"), "its attempt is no longer the one seen"
-    assert (store.get_job(job.id).status, store.get_job(job.id).attempt) == ("submitting", 2)
+    assert (store.get(Job, job.id).status, store.get(Job, job.id).attempt) == ("submitting", 2)
 
 
 def test_an_attempt_that_ray_refuses_fails_the_job_and_frees_the_queue(
     store: Store, reconciler: Reconciler, backend: RecordingBackend, job: Job, spec: JobSpec, tmp_path: Path
 ) -> None:
-    second, _ = store.create_job(spec, str(tmp_path / "runs"))
+    second, _ = store.create(Job, spec, str(tmp_path / "runs"))
     backend.refused.add(f"{job.id}-a1")
     look(reconciler, 4)
-    error = store.get_job(job.id).error
+    error = store.get(Job, job.id).error
     assert error is not None
     assert error.code == "conflict"
-    assert store.get_job(second.id).status == "running"
+    assert store.get(Job, second.id).status == "running"
 
 
 def test_a_segment_that_cannot_be_read_stops_neither_events_nor_a_cancel(
@@ -154,11 +154,11 @@ def test_a_segment_that_cannot_be_read_stops_neither_events_nor_a_cancel(
     events = Path(job.run_url) / "events"
     (events / "00000000000000000000-a9-future-00000000.jsonl").write_text('{"type": "from.the.future"}\n')
     look(reconciler)
-    assert [event.type for event in store.list_events(job.id)[0]] == ["stage.started"]
+    assert [event.type for event in store.list_events(Job, job.id)[0]] == ["stage.started"]
     assert len(store.ingested_segments(job.id)) == 2, "it is passed over once and for all"
     shutil.rmtree(events)
     events.write_text("no directory")
-    store.request_cancel(job.id)
+    store.request_cancel(Job, job.id)
     look(reconciler)
     assert backend.stopped == [f"{job.id}-a1"]
 
@@ -170,9 +170,9 @@ def test_a_driver_that_started_after_its_job_was_cancelled_is_stopped(
     backend.is_down = True  # Ray takes the submit, but its answer is lost
     look(reconciler)
     backend.is_down = False
-    store.request_cancel(job.id)
+    store.request_cancel(Job, job.id)
     look(reconciler)
-    assert store.get_job(job.id).status == "cancelled"
+    assert store.get(Job, job.id).status == "cancelled"
     backend.states |= {f"{job.id}-a1": ("running", ""), "job-0-of-another-store-a1": ("running", "")}
     look(reconciler)
     assert backend.stopped == [f"{job.id}-a1"]
@@ -192,14 +192,16 @@ def test_a_driver_of_an_earlier_attempt_is_stopped(
 def test_a_job_cancelled_while_it_was_submitted_is_stopped_at_once(
     store: Store, backend: RecordingBackend, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reconciler = Reconciler(store, backend, max_running_jobs=1, max_attempts=3, interval_s=60.0, sweep_interval_s=60.0)
+    reconciler = Reconciler(
+        store, backend, max_running_jobs=1, max_attempts=3, interval_s=60.0, unwanted_interval_s=60.0
+    )
     look(reconciler)
     submit = backend.submit
 
     def submit_while_another_replica_cancels(*arguments: Any) -> None:
         submit(*arguments)
-        store.request_cancel(job.id)
-        store.change_status(store.get_job(job.id), "cancelled")
+        store.request_cancel(Job, job.id)
+        store.change_status(store.get(Job, job.id), "cancelled")
 
     monkeypatch.setattr(backend, "submit", submit_while_another_replica_cancels)
     look(reconciler)
@@ -209,37 +211,37 @@ def test_a_job_cancelled_while_it_was_submitted_is_stopped_at_once(
 def test_one_jobs_trouble_is_not_anothers(
     store: Store, backend: RecordingBackend, job: Job, spec: JobSpec, tmp_path: Path
 ) -> None:
-    second, _ = store.create_job(spec, str(tmp_path / "runs"))
+    second, _ = store.create(Job, spec, str(tmp_path / "runs"))
     reconciler = Reconciler(store, backend, max_running_jobs=2, max_attempts=3, interval_s=60.0)
     (tmp_path / "runs").mkdir()
     Path(job.run_url).write_text("in the way")
     look(reconciler, 2)
-    assert [store.get_job(item.id).status for item in (job, second)] == ["submitting", "running"]
+    assert [store.get(Job, item.id).status for item in (job, second)] == ["submitting", "running"]
 
 
 def test_cancelling_stops_until_the_cluster_says_so(
     store: Store, reconciler: Reconciler, backend: RecordingBackend, job: Job
 ) -> None:
     look(reconciler, 2)
-    store.request_cancel(job.id)
+    store.request_cancel(Job, job.id)
     look(reconciler, 2)
-    assert store.get_job(job.id).status == "cancelling"
+    assert store.get(Job, job.id).status == "cancelling"
     assert backend.stopped == [f"{job.id}-a1"] * 2
     backend.states[f"{job.id}-a1"] = ("stopped", "")
     look(reconciler)
-    assert store.get_job(job.id).status == "cancelled"
+    assert store.get(Job, job.id).status == "cancelled"
 
 
 def test_one_runs_while_others_wait(
     store: Store, reconciler: Reconciler, backend: RecordingBackend, spec: JobSpec, job: Job, tmp_path: Path
 ) -> None:
-    second, _ = store.create_job(spec, str(tmp_path / "runs"))
+    second, _ = store.create(Job, spec, str(tmp_path / "runs"))
     look(reconciler, 3)
-    assert [store.get_job(item.id).status for item in (job, second)] == ["running", "queued"]
-    store.request_cancel(job.id)
+    assert [store.get(Job, item.id).status for item in (job, second)] == ["running", "queued"]
+    store.request_cancel(Job, job.id)
     backend.states[f"{job.id}-a1"] = ("stopped", "")
     look(reconciler, 3)
-    assert [store.get_job(item.id).status for item in (job, second)] == ["cancelled", "running"]
+    assert [store.get(Job, item.id).status for item in (job, second)] == ["cancelled", "running"]
 
 
 def test_two_replicas_racing_submit_once_and_ingest_once(store: Store, backend: RecordingBackend, job: Job) -> None:
@@ -255,7 +257,7 @@ def test_two_replicas_racing_submit_once_and_ingest_once(store: Store, backend: 
         thread.join()
     assert set(backend.submitted) == {f"{job.id}-a1"}, "submitting it again is what the backend recognises"
     assert backend.stopped == []
-    assert store.get_job(job.id).attempt == 1
-    stored, _ = store.list_events(job.id)
+    assert store.get(Job, job.id).attempt == 1
+    stored, _ = store.list_events(Job, job.id)
     assert [event.data["step"] for event in stored] == list(range(1, 51))
     assert [event.sequence for event in stored] == list(range(1, 51))

@@ -19,7 +19,7 @@ from service.api.app import assemble, create_app, open_store
 from service.backends.local_ray import LocalRay
 from service.backends.ray_jobs import RayJobs
 from service.client.client import Client
-from service.settings import Settings
+from service.settings import DRIVER_MODULES, Settings
 from service.spec.job import JobSpec
 from service.spec.resources import JobEvent
 from service.store.store import new_api_key
@@ -31,7 +31,7 @@ def ray_jobs(local_ray: LocalRay) -> Iterator[RayJobs]:
         local_ray.dashboard_url,
         local_ray.token,
         python=sys.executable,
-        module="ray_jobs.finetune",
+        modules=DRIVER_MODULES,
         shares_filesystem=True,
     )
     with closing(backend):

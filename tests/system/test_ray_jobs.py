@@ -23,14 +23,18 @@ pytestmark = pytest.mark.ray
 def backend(local_ray: LocalRay) -> Iterator[RayJobs]:
     """Drivers run a module that ends at once, whatever its arguments."""
     made = RayJobs(
-        local_ray.dashboard_url, local_ray.token, python=sys.executable, module="platform", shares_filesystem=True
+        local_ray.dashboard_url,
+        local_ray.token,
+        python=sys.executable,
+        modules={"job": "platform"},
+        shares_filesystem=True,
     )
     with closing(made):
         yield made
 
 
 def with_token(url: str, token: str) -> RayJobs:
-    return RayJobs(url, token, python="python", module="platform", shares_filesystem=True)
+    return RayJobs(url, token, python="python", modules={"job": "platform"}, shares_filesystem=True)
 
 
 def eventually(condition: Callable[[], bool], timeout_s: float) -> float:
@@ -44,10 +48,10 @@ def eventually(condition: Callable[[], bool], timeout_s: float) -> float:
 def test_submitting_twice_starts_one_driver(backend: RayJobs, tmp_path: Path) -> None:
     injected = tmp_path / "injected"
     for _ in range(3):
-        backend.submit("twice-a1", f"/tmp/run dir; touch {injected}", 1, "hash")
+        backend.submit("twice-a1", "job", f"/tmp/run dir; touch {injected}", 1, "hash")
     eventually(lambda: (backend.state("twice-a1") or ("", ""))[0] in ("succeeded", "failed"), 60)
     with pytest.raises(ConflictError, match="another twice-a1"):
-        backend.submit("twice-a1", "/tmp/run", 1, "other hash")
+        backend.submit("twice-a1", "job", "/tmp/run", 1, "other hash")
     assert not injected.exists(), "the run's URL is one argument, not shell"
 
 

@@ -1,0 +1,56 @@
+"""What the routes of jobs and sweeps have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import Header, Query, Response, status
+
+from service.api.dependencies import ControlPlane
+from service.api.reachable import require_possible
+from service.spec.job import JobSpec
+from service.spec.resources import Problem
+from service.spec.sweep import SweepSpec
+from service.store.store import AnyRun
+
+Answers = dict[int | str, dict[str, Any]]
+
+PROBLEMS: Answers = {
+    401: {"model": Problem, "description": "No API key, or a wrong one"},
+    422: {"model": Problem, "description": "A value is not valid; `errors` names its path"},
+}
+CONFLICT: Answers = {409: {"model": Problem, "description": "The request contradicts the state"}}
+UNAVAILABLE: Answers = {503: {"model": Problem, "description": "Ray does not answer"}}
+
+Limit = Annotated[int, Query(ge=1, le=1000, description="Items at most")]
+AfterId = Annotated[str | None, Query(description="Id of the last item of the page before")]
+AfterEvent = Annotated[int, Query(ge=0, lt=2**31, description="Sequence of the last event already seen")]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(min_length=1, max_length=255, description="The same key with the same body gives the same answer again"),
+]
+
+
+def not_found(what: str) -> Answers:
+    """For a route that names a `what`."""
+    return {404: {"model": Problem, "description": f"There is no such {what}"}}
+
+
+def accept(
+    resource: type[AnyRun],
+    spec: JobSpec | SweepSpec,
+    parts: ControlPlane,
+    response: Response,
+    idempotency_key: str | None,
+) -> AnyRun:
+    """Store a job or a sweep, once for each key, and see that it is run."""
+    run = parts.store.find_of_key(resource, idempotency_key, spec) if idempotency_key else None
+    is_new = False
+    if run is None:
+        require_possible(spec, parts.backend)
+        run, is_new = parts.store.create(resource, spec, parts.runs_url, idempotency_key)
+        parts.reconciler.wake()
+    response.headers["Location"] = f"/v1/{run.kind}s/{run.id}"
+    if not is_new:
+        response.status_code = status.HTTP_200_OK
+    return run
