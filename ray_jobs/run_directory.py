@@ -37,7 +37,7 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from service.spec.event import EVENTS_DIRECTORY, REPORT_FILE, SPEC_FILE, Event, EventType, Stage, segment_name
+from service.spec.event import EVENTS_DIRECTORY, REPORT_FILE, SPEC_FILE, Event, EventType, segment_name
 from service.spec.job import JobSpec
 
 CHECKPOINTS_DIRECTORY = "checkpoints"
@@ -135,7 +135,7 @@ class EventWriter:
         self._thread = threading.Thread(target=self._flush_regularly, args=(flush_interval_s,), daemon=True)
         self._thread.start()
 
-    def emit(self, type: EventType, *, stage: Stage | None = None, message: str = "", **data: Any) -> None:
+    def emit(self, type: EventType, *, stage: str | None = None, message: str = "", **data: Any) -> None:
         """Queue an event; `data` as `service.spec.event.Event` lists it for the type."""
         event = Event(type=type, stage=stage, attempt=self._attempt, message=message, data=data)
         with self._lock:

@@ -3,49 +3,46 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from service.client.client import DEFAULT_URL, Client, is_loopback
+from service.client.client import DEFAULT_URL, Client
 from service.client.plan_view import print_plan
 from service.client.progress_view import ProgressView, describe_progress
 from service.client.report_view import print_report
 from service.client.spec_file import load_spec, plan_request
+from service.command_line import (
+    DEFAULT_DATA_DIR,
+    AsJson,
+    DataDir,
+    Key,
+    Url,
+    cancelled_on_exit,
+    clean_errors,
+    connected,
+    exit_on_signals,
+    local_service,
+    out,
+    print_json,
+)
 from service.data_commands import data_app
-from service.errors import SleddogError
 from service.plan.plan import plan_job
 from service.settings import Settings
 from service.spec.resources import Job
+from service.sweep_commands import sweep_app
 
 app = typer.Typer(no_args_is_help=True)
 app.add_typer(data_app, name="data")
-out, err = Console(), Console(stderr=True)
+app.add_typer(sweep_app, name="sweep")
 
-Url = Annotated[str, typer.Option(envvar="SLEDDOG_URL", help="The service's address.")]
-Key = Annotated[
-    str | None, typer.Option(envvar="SLEDDOG_API_KEY", help="By default the key that lies in the data directory.")
-]
-DataDir = Annotated[
-    Path, typer.Option(envvar="SLEDDOG_DATA_DIR", help="Where the service keeps its store, its key and its runs.")
-]
 JobId = Annotated[str, typer.Argument(help="As `sleddog jobs` lists it.")]
 SpecFile = Annotated[Path, typer.Argument(help="A job's spec: YAML, TOML or JSON.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-
-DEFAULT_DATA_DIR = Path(".sleddog")
 
 
 def _print_version(is_asked: bool) -> None:
@@ -63,50 +60,8 @@ def main(
     """Fine-tune Mixture-of-Experts language models on a Ray cluster."""
 
 
-def _clean_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Show an expected error as one clear line, and exit with 1."""
-
-    @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except (SleddogError, OSError) as error:
-            _print_error(str(error))
-            raise typer.Exit(1) from None
-        except ModuleNotFoundError as error:
-            _print_error(f"{error}; this command needs `pip install 'sleddog[server,cluster]'`")
-            raise typer.Exit(1) from None
-
-    return run
-
-
-def _print_error(message: str) -> None:
-    err.print(f"sleddog: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
-
-
-@contextmanager
-def _client(url: str, api_key: str | None, data_dir: Path) -> Iterator[Client]:
-    """A client; the key in the data directory is this machine's service's, and is shown to no other."""
-    key_path = Settings(data_dir).api_key_path
-    if api_key is None and "SLEDDOG_API_KEY_FILE" not in os.environ and is_loopback(url) and key_path.exists():
-        api_key = key_path.read_text()
-    with Client(url, api_key) as client:
-        yield client
-
-
-def _exit_on_signals() -> None:
-    """Make SIGTERM and SIGHUP an ordinary exit, on whose way all that was started is stopped."""
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        sys.exit(128 + number)
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-            signal.signal(number, leave)
-
-
 @app.command()
-@_clean_errors
+@clean_errors
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8700,
@@ -129,7 +84,7 @@ def serve(
     from service.serve import ensure_first_key
     from service.serve import serve as serve_forever
 
-    _exit_on_signals()
+    exit_on_signals()
     settings = Settings(
         data_dir,
         database_url=database_url,
@@ -147,37 +102,27 @@ def serve(
 
 
 @app.command()
-@_clean_errors
+@clean_errors
 def run(spec_file: SpecFile, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
     """Start a service, run one job on it to its end, print the report, and leave nothing running."""
-    from service.serve import ensure_first_key, served
-
     spec = load_spec(spec_file)
-    settings = Settings(data_dir)
-    ensure_first_key(settings)
-    _exit_on_signals()
-    out.print("Starting the service and a local Ray cluster …")
-    with served(settings) as url, _client(url, None, data_dir) as client:
+    with local_service(data_dir, out) as client:
         job = client.jobs.create(spec)
         out.print(f"Posted {spec_file} as {job.id}", highlight=False)
-        try:
+        with cancelled_on_exit(lambda: client.jobs.cancel(job.id)):
             _follow(client, job)
-        except (KeyboardInterrupt, SystemExit):
-            client.jobs.cancel(job.id)
-            err.print("cancelled")
-            raise typer.Exit(130) from None
         print_report(client.jobs.report(job.id), out)
 
 
 @app.command()
-@_clean_errors
+@clean_errors
 def validate(spec_file: SpecFile) -> None:
     """Check a job's spec without posting it, and print it as JSON with every default filled in."""
     typer.echo(load_spec(spec_file).model_dump_json(indent=2))
 
 
 @app.command()
-@_clean_errors
+@clean_errors
 def plan(
     spec_file: SpecFile,
     tokens: Annotated[
@@ -204,11 +149,11 @@ def plan(
         assume or [],
     )
     planned = plan_job(request)
-    _print_json(planned) if as_json else print_plan(planned, out)
+    print_json(planned) if as_json else print_plan(planned, out)
 
 
 @app.command()
-@_clean_errors
+@clean_errors
 def submit(
     spec_file: SpecFile,
     watch_it: Annotated[bool, typer.Option("--watch", help="Follow it to its end.")] = False,
@@ -219,15 +164,15 @@ def submit(
 ) -> None:
     """Post a job."""
     spec = load_spec(spec_file)
-    with _client(url, api_key, data_dir) as client:
+    with connected(url, api_key, data_dir) as client:
         job = client.jobs.create(spec)
-        _print_json(job) if as_json else out.print(job.id, highlight=False)
+        print_json(job) if as_json else out.print(job.id, highlight=False)
         if watch_it:
             _follow(client, job)
 
 
 @app.command()
-@_clean_errors
+@clean_errors
 def jobs(
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Newest jobs to show.")] = 20,
     as_json: AsJson = False,
@@ -236,10 +181,10 @@ def jobs(
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
     """List jobs, newest first."""
-    with _client(url, api_key, data_dir) as client:
+    with connected(url, api_key, data_dir) as client:
         page = client.jobs.list(limit=limit)
     if as_json:
-        _print_json(page)
+        print_json(page)
         return
     table = Table("id", "name", "status", "created", "progress")
     for job in page.data:
@@ -250,15 +195,15 @@ def jobs(
 
 
 @app.command()
-@_clean_errors
+@clean_errors
 def watch(job_id: JobId, url: Url = DEFAULT_URL, api_key: Key = None, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
     """Follow a job to its end; Ctrl-C stops looking, not the job."""
-    with _client(url, api_key, data_dir) as client:
+    with connected(url, api_key, data_dir) as client:
         _follow(client, client.jobs.get(job_id))
 
 
 @app.command()
-@_clean_errors
+@clean_errors
 def logs(
     job_id: JobId,
     tail: Annotated[int | None, typer.Option(min=1, help="Only the last lines.")] = None,
@@ -267,20 +212,20 @@ def logs(
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
     """Print what a job's driver and workers printed."""
-    with _client(url, api_key, data_dir) as client:
+    with connected(url, api_key, data_dir) as client:
         typer.echo(client.jobs.logs(job_id, tail=tail), nl=False)
 
 
 @app.command()
-@_clean_errors
+@clean_errors
 def cancel(job_id: JobId, url: Url = DEFAULT_URL, api_key: Key = None, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
     """Cancel a job."""
-    with _client(url, api_key, data_dir) as client:
+    with connected(url, api_key, data_dir) as client:
         out.print(client.jobs.cancel(job_id).status)
 
 
 @app.command()
-@_clean_errors
+@clean_errors
 def report(
     job_id: JobId,
     as_json: AsJson = False,
@@ -289,7 +234,7 @@ def report(
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
     """Print what a finished job did."""
-    with _client(url, api_key, data_dir) as client:
+    with connected(url, api_key, data_dir) as client:
         document = client.jobs.report(job_id)
     if as_json:
         typer.echo(json.dumps(document, indent=2))
@@ -300,10 +245,6 @@ def report(
 def _follow(client: Client, job: Job) -> None:
     with ProgressView(out) as view:
         client.jobs.wait(job.id, on_update=view.update)
-
-
-def _print_json(model: Any) -> None:
-    typer.echo(model.model_dump_json(indent=2))
 
 
 if __name__ == "__main__":

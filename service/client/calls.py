@@ -205,11 +205,12 @@ def get_results(sweep_id: str) -> Call[SweepResults]:
 
 def list_trials(
     sweep_id: str,
+    after: str | None,
+    limit: int,
+    *,
     stage: str | None,
     candidate: str | None,
     statuses: list[TrialStatus] | None,
-    after: str | None,
-    limit: int,
 ) -> Call[Page[Trial]]:
     """GET /v1/sweeps/{id}/trials."""
     params = {"stage": stage, "candidate": candidate, "status": statuses, "after": after, "limit": limit}
@@ -217,7 +218,7 @@ def list_trials(
 
 
 def list_beams(
-    sweep_id: str, stage: str | None, after: str | None, limit: int, *, all_candidates: bool
+    sweep_id: str, after: str | None, limit: int, *, stage: str | None, all_candidates: bool
 ) -> Call[Page[Candidate]]:
     """GET /v1/sweeps/{id}/beams."""
     params = {"stage": stage, "all": all_candidates, "after": after, "limit": limit}

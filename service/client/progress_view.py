@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from service.client.live_view import LiveView
 from service.client.report_view import sparkline
 from service.spec.event import STAGES, Stage
-from service.spec.resources import Job, JobProgress
+from service.spec.resources import Job, JobProgress, Run, TaskProgress
 
 _LOSSES_KEPT = 60
-_LINE_INTERVAL_S = 5.0
 
 
-class ProgressView:
+class ProgressView(LiveView):
     """Shows a job while it runs; give its `update` to `Jobs.wait`.
 
     Args:
@@ -30,11 +26,8 @@ class ProgressView:
     """
 
     def __init__(self, console: Console) -> None:
-        self._console = console
-        self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
+        super().__init__(console)
         self._losses: deque[float] = deque(maxlen=_LOSSES_KEPT)
-        self._last_state: tuple[str | None, ...] = ()
-        self._last_print = 0.0
         self._last_step: int | None = None
 
     def update(self, job: Job) -> None:
@@ -43,52 +36,44 @@ class ProgressView:
         if progress.step != self._last_step and progress.loss is not None:
             self._losses.append(progress.loss)
             self._last_step = progress.step
-        if self._live is not None:
-            self._live.update(self._panel(job))
-            return
-        self._print_line(job)
-
-    def _print_line(self, job: Job) -> None:
-        state = (job.status, job.progress.stage, job.progress.task)
-        now = time.monotonic()
-        if state != self._last_state or now - self._last_print > _LINE_INTERVAL_S:
-            line = f"{job.id} {job.status}{describe_progress(job)}"
-            self._console.print(line, soft_wrap=True, highlight=False, markup=False)
-            self._last_state, self._last_print = state, now
+        line = f"{job.id} {job.status}{describe_progress(job)}"
+        self.show(self._panel(job), line, (job.status, progress.stage, progress.task))
 
     def _panel(self, job: Job) -> RenderableType:
         progress = job.progress
-        heading = Text(f"{job.name}  {job.id}  ", style="bold") + Text(job.status, style="cyan")
-        if job.queue_position is not None:
-            heading.append(f"  number {job.queue_position} in the queue")
         stages = Text("  ").join(_stage_text(stage, progress) for stage in STAGES)
         bar = Table.grid(padding=(0, 1))
         done, total = _done_and_total(progress)
         bar.add_row(ProgressBar(total=total or 1, completed=done or 0, width=40, pulse=total is None))
-        lines: list[RenderableType] = [heading, stages, bar, Text(describe_progress(job).lstrip())]
+        lines: list[RenderableType] = [heading(job), stages, bar, Text(describe_progress(job).lstrip())]
         if self._losses:
             lines.append(Text(f"loss {sparkline(list(self._losses))}"))
         return Group(*lines)
 
-    def __enter__(self) -> Self:
-        if self._live is not None:
-            self._live.start()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
+def heading(run: Run) -> Text:
+    """Name, id and status."""
+    text = Text(f"{run.name}  {run.id}  ", style="bold") + Text(run.status, style="cyan")
+    return text if run.queue_position is None else text.append(describe_queue(run))
+
+
+def describe_queue(run: Run) -> str:
+    """Its place in the queue, if it waits there."""
+    return "" if run.queue_position is None else f"  number {run.queue_position} in the queue"
 
 
 def describe_progress(job: Job) -> str:
     """Stage, task or step, and what is known of the step, in one line."""
     progress = job.progress
     if job.is_terminal or progress.stage is None:
-        return "" if job.queue_position is None else f"  number {job.queue_position} in the queue"
+        return describe_queue(job)
     if progress.stage == "train" and progress.step is not None:
         return "  ".join(["  train", *_step_parts(progress)])
+    return describe_task(progress)
+
+
+def describe_task(progress: TaskProgress) -> str:
+    """Stage, task and how much of it is done, in one line."""
     if progress.task is None:
         return f"  {progress.stage}"
     of_total = "" if progress.total is None else f"/{progress.total:,}"

@@ -14,6 +14,7 @@ from service.errors import InvalidSpecError
 from service.spec.base import SpecModel, field_errors
 from service.spec.job import JobSpec
 from service.spec.plan import PlanRequest
+from service.spec.sweep import SweepSpec
 
 Spec = TypeVar("Spec", bound=SpecModel)
 
@@ -31,11 +32,61 @@ def load_spec(path: Path | str) -> JobSpec:
         InvalidSpecError: it is not YAML, TOML or JSON, or not a job; every fault is named with its field's path.
     """
     path = Path(path)
+    return validated(JobSpec, _job_document(path), str(path))
+
+
+def load_sweep(path: Path | str) -> SweepSpec:
+    """Read and check a sweep's spec.
+
+    `base` is a job, or the path of a job's file. Relative paths are taken from the directory of the file they stand in,
+    those in `stages` and `axes` too.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InvalidSpecError: it is not YAML, TOML or JSON, or not a sweep; every fault is named with its field's path.
+    """
+    path = Path(path)
+    document, directory = _mapping(path, "sweep"), path.resolve().parent
+    base = document.get("base")
+    if isinstance(base, str):
+        document["base"] = _job_document(directory / base)
+    elif isinstance(base, dict):
+        _make_absolute(base, directory)
+    for stage in _list_in(document, "stages"):
+        changes = _in(stage, "changes")
+        for field, value in changes.items() if isinstance(changes, dict) else ():
+            changes[field] = _absolute_value(field, value, directory)
+    for axis in _list_in(document.get("axes"), "fields"):
+        field, values = _in(axis, "path"), _list_in(axis, "values")
+        if isinstance(field, str):
+            values[:] = [_absolute_value(field, value, directory) for value in values]
+    return validated(SweepSpec, document, str(path))
+
+
+def _job_document(path: Path) -> dict[str, Any]:
+    document = _mapping(path, "job")
+    _make_absolute(document, path.resolve().parent)
+    return document
+
+
+def _mapping(path: Path, kind: str) -> dict[str, Any]:
     document = _parse(path)
     if not isinstance(document, dict):
-        raise InvalidSpecError(f"{path} is no mapping of a job's fields")
-    _make_absolute(document, path.resolve().parent)
-    return validated(JobSpec, document, str(path))
+        raise InvalidSpecError(f"{path} is no mapping of a {kind}'s fields")
+    return document
+
+
+def _absolute_value(field: str, value: Any, directory: Path) -> Any:
+    """The value of a job's field, with the paths in it made absolute as in a whole job."""
+    parts = field.split(".")
+    document = value
+    for part in reversed(parts):
+        document = [document] if part.isdecimal() else {part: document}
+    if isinstance(document, dict):
+        _make_absolute(document, directory)
+    for part in parts:
+        document = document[0] if part.isdecimal() else document[part]
+    return document
 
 
 def validated(kind: type[Spec], document: dict[str, Any], name: str) -> Spec:

@@ -97,13 +97,17 @@ class Sweeps(Runs[Sweep]):
         statuses: builtins.list[TrialStatus] | None = None,
     ) -> builtins.list[Trial]:
         """Its trials: all, or those of a stage, a candidate or a status."""
-        return self._all(lambda after: calls.list_trials(sweep_id, stage, candidate, statuses, after, PAGE))
+        return self._all(
+            lambda after: calls.list_trials(sweep_id, after, PAGE, stage=stage, candidate=candidate, statuses=statuses)
+        )
 
     def beams(
         self, sweep_id: str, *, stage: str | None = None, all_candidates: bool = False
     ) -> builtins.list[Candidate]:
         """The leaderboard, of each stage the best first: beams and what went on, or all candidates."""
-        return self._all(lambda after: calls.list_beams(sweep_id, stage, after, PAGE, all_candidates=all_candidates))
+        return self._all(
+            lambda after: calls.list_beams(sweep_id, after, PAGE, stage=stage, all_candidates=all_candidates)
+        )
 
     def promote(self, sweep_id: str, candidate_id: str) -> JobSpec:
         """The job that trains a candidate's mix at full length; nothing is started."""
@@ -147,7 +151,7 @@ class SweepHandle(Sweep):
     def bind(cls, sweep: Sweep, sweeps: Sweeps) -> Self:
         """A handle on a sweep."""
         handle = cls.model_construct(**dict(sweep))
-        handle._sweeps = sweeps
+        handle._sweeps = sweeps  # noqa: SLF001  the class's own
         return handle
 
     def refresh(self) -> SweepHandle:
@@ -221,14 +225,16 @@ class AsyncSweeps(AsyncRuns[Sweep]):
         statuses: builtins.list[TrialStatus] | None = None,
     ) -> builtins.list[Trial]:
         """As `Sweeps.trials`."""
-        return await self._all(lambda after: calls.list_trials(sweep_id, stage, candidate, statuses, after, PAGE))
+        return await self._all(
+            lambda after: calls.list_trials(sweep_id, after, PAGE, stage=stage, candidate=candidate, statuses=statuses)
+        )
 
     async def beams(
         self, sweep_id: str, *, stage: str | None = None, all_candidates: bool = False
     ) -> builtins.list[Candidate]:
         """As `Sweeps.beams`."""
         return await self._all(
-            lambda after: calls.list_beams(sweep_id, stage, after, PAGE, all_candidates=all_candidates)
+            lambda after: calls.list_beams(sweep_id, after, PAGE, stage=stage, all_candidates=all_candidates)
         )
 
     async def promote(self, sweep_id: str, candidate_id: str) -> JobSpec:

@@ -74,9 +74,8 @@ class Event(BaseModel):
         eval.task: `when`, `step`, `task`, `kind`, `status` (succeeded, failed), `reason` (of the failure), `samples`
             (how many), `verdicts` (how many of each), `metrics` (by name: `score`, `standard_error`, `n`). All
             evaluations may come twice, the same, when a worker dies at that moment.
-        sweep.progress: `stage`, `round`, `trials_ended`, `trials_due`, `best_score`, `best`, as in
-            `SweepProgress`.
-        trial.started: `trial`, `stage` (the sweep's), `candidate`, `seed`, `mixture` (share by category, or null).
+        sweep.progress: `round`, `trials_ended`, `trials_due`, `best_score`, `best`, as in `SweepProgress`.
+        trial.started: `trial`, `candidate`, `seed`, `mixture` (share by category, or null).
         trial.ended: `trial`, `status` (as of a `Trial`), `metrics`, `score` (null if it failed), `duration_s`.
         job.failed: `code`, `fault`, `field`; the reason is the event's `message`.
         job.finished: `report` (the path of the report).
@@ -86,7 +85,8 @@ class Event(BaseModel):
 
     time: datetime = Field(default_factory=lambda: datetime.now(UTC))
     type: EventType
-    stage: Stage | None = None
+    stage: str | None = None
+    """A job's is one of `STAGES`; a sweep's are `prepare` and those of its spec."""
     attempt: Annotated[int, Field(ge=1)] = 1
     message: str = ""
     data: dict[str, JsonValue] = {}

@@ -9,7 +9,7 @@ from service.spec.resources import JobProgress, SweepProgress, TaskProgress
 
 _TASK_FIELDS = ("task", "done", "total", "unit", "eta_s")
 _STEP_FIELDS = ("eta_s", *(set(JobProgress.model_fields) - set(TaskProgress.model_fields)))
-_SWEEP_FIELDS = ("stage", *(set(SweepProgress.model_fields) - set(TaskProgress.model_fields)))
+_SWEEP_FIELDS = tuple(set(SweepProgress.model_fields) - set(TaskProgress.model_fields))
 
 
 def fold_progress(progress: dict[str, Any], event: Event) -> dict[str, Any]:
@@ -29,5 +29,5 @@ def fold_progress(progress: dict[str, Any], event: Event) -> dict[str, Any]:
         return {**progress, **{name: event.data.get(name) for name in _STEP_FIELDS}}
     if event.type == "sweep.progress":
         taken = {name: event.data.get(name) for name in _SWEEP_FIELDS}
-        return {**progress, **dict.fromkeys(_TASK_FIELDS), **taken}
+        return {**progress, "stage": event.stage, **dict.fromkeys(_TASK_FIELDS), **taken}
     return progress

@@ -15,6 +15,8 @@ from service.api.dependencies import ControlPlane
 from service.client.client import Client
 from service.reconcile import Reconciler
 from service.spec.job import JobSpec
+from service.spec.sweep import SweepSpec
+from service.spec.sweep_results import Agreement, Candidate, Estimate, StageResult, SweepResults, Trial
 from service.store.store import Store, migrate, new_api_key, open_engine
 from tests.service.recording_backend import RecordingBackend
 
@@ -74,5 +76,66 @@ def client(url: str, key: str) -> Iterator[Client]:
 
 
 @pytest.fixture
+def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No key of this machine's, no address of this environment's."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("SLEDDOG_URL", "SLEDDOG_API_KEY", "SLEDDOG_API_KEY_FILE", "SLEDDOG_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture
 def spec(job_document: dict[str, Any]) -> JobSpec:
     return JobSpec.model_validate(job_document)
+
+
+@pytest.fixture
+def sweep_document(job_document: dict[str, Any]) -> dict[str, Any]:
+    """A small valid sweep over two categories."""
+    [math] = job_document["data"]["sources"]
+    job_document["data"]["sources"] = [math, math | {"name": "rhymes", "category": "general"}]
+    job_document["evaluate"]["tasks"] = [{"kind": "gsm8k", "uri": "file:///gsm8k.jsonl"}]
+    return {"name": "mixes", "base": job_document, "stages": [{"name": "proxy", "max_steps": 4}]}
+
+
+@pytest.fixture
+def sweep_spec(sweep_document: dict[str, Any]) -> SweepSpec:
+    (Path(sweep_document["base"]["data"]["sources"][0]["uri"].removeprefix("file://")).parent / "gsm8k.jsonl").touch()
+    return SweepSpec.model_validate(sweep_document)
+
+
+@pytest.fixture
+def results() -> SweepResults:
+    """What a driver writes: two stages, a winner, a trial that failed."""
+
+    def candidate(name: str, stage: str, math: float, score: float, rank: int, **fields: Any) -> Candidate:
+        gain = Estimate(value=score, noise=0.01)
+        fields |= {"mixture": {"general": 1 - math, "math": math}, "score": gain, "gains": {"held_out_loss": gain}}
+        return Candidate(id=name, stage=stage, round=0, rank=rank, **fields)
+
+    candidates = [
+        candidate("proxy-base", "proxy", 0.5, 0.0, 3, role="base"),
+        candidate("proxy-1", "proxy", 0.75, 0.03, 1, role="spread", is_beam=True, is_promoted=True),
+        candidate("proxy-2", "proxy", 1.0, 0.02, 2, role="corner", is_beam=True, broken=["held_out_loss.general"]),
+        candidate("target-base", "target", 0.5, 0.0, 2, role="base"),
+        candidate("target-1", "target", 0.75, 0.05, 1, role="promoted", parent="proxy-1", is_beam=True),
+    ]
+    trials = [
+        Trial(id=f"{found.id}-s0", candidate=found.id, stage=found.stage, seed=0, status="succeeded", duration_s=10)
+        for found in candidates
+    ]
+    trials.append(trials[0].model_copy(update={"id": "proxy-base-s1", "seed": 1, "status": "failed", "reason": "no"}))
+    stages = [
+        StageResult(name="proxy", status="finished", num_trials=4, noise=0.01, best_score_by_round=[0.02, 0.03]),
+        StageResult(name="target", status="finished", num_trials=2),
+    ]
+    agreement = Agreement(first="proxy", second="target", num_candidates=3, spearman=0.5, same_best=True)
+    return SweepResults(
+        stages=stages,
+        candidates=candidates,
+        trials=trials,
+        agreements=[agreement],
+        best="target-1",
+        verdict=["More math is better by 5.0 %."],
+        worker_seconds=60.0,
+    )

@@ -20,14 +20,7 @@ from service.reconcile import Reconciler
 from service.spec.job import JobSpec
 from tests.service.recording_backend import RecordingBackend
 
-
-@pytest.fixture(autouse=True)
-def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No key of this machine's, no address of this environment's."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("SLEDDOG_URL", "SLEDDOG_API_KEY", "SLEDDOG_API_KEY_FILE", "SLEDDOG_DATA_DIR"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("COLUMNS", "200")
+pytestmark = pytest.mark.usefixtures("apart")
 
 
 def run(*arguments: str) -> tuple[int, str]:
@@ -39,7 +32,7 @@ def run(*arguments: str) -> tuple[int, str]:
 def test_help_names_every_command_and_version_is_told() -> None:
     code, text = run("--help")
     assert code == 0
-    for name in ("serve", "run", "validate", "submit", "jobs", "watch", "logs", "cancel", "report", "data"):
+    for name in ("serve", "run", "validate", "submit", "jobs", "watch", "logs", "cancel", "report", "data", "sweep"):
         assert name in text
         assert run(name, "--help")[0] == 0
     assert run("--version")[1].startswith("sleddog ")

@@ -12,15 +12,6 @@ from service.spec.sweep import SweepSpec, changed, mixture_of_base
 from tests.conftest import set_at
 
 
-@pytest.fixture
-def sweep_document(job_document: dict[str, Any]) -> dict[str, Any]:
-    """A small valid sweep over two categories."""
-    [math] = job_document["data"]["sources"]
-    job_document["data"]["sources"] = [math, math | {"name": "rhymes", "category": "general"}]
-    job_document["evaluate"]["tasks"] = [{"kind": "gsm8k", "uri": "file:///gsm8k.jsonl"}]
-    return {"name": "mixes", "base": job_document, "stages": [{"name": "proxy", "max_steps": 4}]}
-
-
 def test_little_needs_to_be_said(sweep_document: dict[str, Any]) -> None:
     spec = SweepSpec.model_validate(sweep_document)
     assert {name: (bound.min, bound.max) for name, bound in spec.bounds().items()} == {

@@ -1,0 +1,104 @@
+"""What the commands of `sleddog` share: options, how a service is found or started, how errors are shown."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from service.client.client import Client, is_loopback
+from service.errors import SleddogError
+from service.settings import Settings
+
+out, err = Console(), Console(stderr=True)
+
+Url = Annotated[str, typer.Option(envvar="SLEDDOG_URL", help="The service's address.")]
+Key = Annotated[
+    str | None, typer.Option(envvar="SLEDDOG_API_KEY", help="By default the key that lies in the data directory.")
+]
+DataDir = Annotated[
+    Path, typer.Option(envvar="SLEDDOG_DATA_DIR", help="Where the service keeps its store, its key and its runs.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+DEFAULT_DATA_DIR = Path(".sleddog")
+
+
+def clean_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Show an expected error as one clear line, and exit with 1."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except (SleddogError, OSError) as error:
+            _print_error(str(error))
+            raise typer.Exit(1) from None
+        except ModuleNotFoundError as error:
+            _print_error(f"{error}; this command needs `pip install 'sleddog[server,cluster]'`")
+            raise typer.Exit(1) from None
+
+    return run
+
+
+def _print_error(message: str) -> None:
+    err.print(f"sleddog: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
+
+
+def print_json(model: Any) -> None:
+    """Print an answer as JSON."""
+    typer.echo(model.model_dump_json(indent=2))
+
+
+@contextmanager
+def connected(url: str, api_key: str | None, data_dir: Path) -> Iterator[Client]:
+    """A client; the key in the data directory is this machine's service's, and is shown to no other."""
+    key_path = Settings(data_dir).api_key_path
+    if api_key is None and "SLEDDOG_API_KEY_FILE" not in os.environ and is_loopback(url) and key_path.exists():
+        api_key = key_path.read_text()
+    with Client(url, api_key) as client:
+        yield client
+
+
+@contextmanager
+def local_service(data_dir: Path, console: Console) -> Iterator[Client]:
+    """A client of a service, and a local Ray cluster, that live for the block."""
+    from service.serve import ensure_first_key, served
+
+    settings = Settings(data_dir)
+    ensure_first_key(settings)
+    exit_on_signals()
+    console.print("Starting the service and a local Ray cluster …")
+    with served(settings) as url, connected(url, None, data_dir) as client:
+        yield client
+
+
+@contextmanager
+def cancelled_on_exit(cancel: Callable[[], object]) -> Iterator[None]:
+    """Cancel what is waited for when the waiting is broken off."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        cancel()
+        err.print("cancelled")
+        raise typer.Exit(130) from None
+
+
+def exit_on_signals() -> None:
+    """Make SIGTERM and SIGHUP an ordinary exit, on whose way all that was started is stopped."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, leave)
