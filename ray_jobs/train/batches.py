@@ -19,6 +19,7 @@ from torch import Tensor
 
 from moe.attention import Documents
 from moe.model import PackedBatch
+from moe.operations import attended_pairs
 from ray_jobs.data.packed_rows import PackedRow
 
 Row = TypeVar("Row")
@@ -89,6 +90,11 @@ class TrainBatch:
     def num_tokens(self) -> int:
         """Real tokens."""
         return sum(self.packed.row_lengths)
+
+    @property
+    def num_attended(self) -> float:
+        """Pairs of a real token and one that it sees."""
+        return sum(map(attended_pairs, self.packed.documents.lengths)) if self.num_tokens else 0
 
     @property
     def num_trained(self) -> int:

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moe.config import PRESETS, MoEConfig
+from moe.operations import TrainedParts
 from service.errors import InvalidSpecError
 from service.spec.job import JobSpec
 from service.spec.model import PresetBase, TrainedTokenizer
+from service.spec.ownership import num_owned
 
 
 def planned_config(spec: JobSpec) -> MoEConfig:
@@ -101,7 +103,14 @@ class Layout:
     @property
     def num_owned(self) -> int:
         """Trained parameters whose gradient and optimiser state a GPU owns, under ZeRO-2."""
-        return self.num_dense_trained // self.num_gpus + self.num_expert_trained // self.num_expert_replicas
+        return num_owned(
+            self.num_dense_trained, self.num_expert_trained, self.num_gpus, self.spec.parallel.expert_parallel_size
+        )
+
+    @property
+    def trained_parts(self) -> TrainedParts:
+        """Which weights are trained."""
+        return TrainedParts.of(self.spec.train.tuning)
 
     @property
     def number_bytes(self) -> int:

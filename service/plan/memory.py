@@ -16,14 +16,12 @@ from __future__ import annotations
 import math
 
 from service.plan.layout import Layout
+from service.spec.ownership import GRADIENT_BYTES, OPTIMISER_BYTES
 from service.spec.plan import MemoryPlan, PlanRequest
 from service.spec.train import LOGITS_AT_ONCE
 
 BUCKET_NUMBERS = 500_000_000
 """DeepSpeed's `reduce_bucket_size`, which the project leaves as it is."""
-
-_GRADIENT_BYTES, _OPTIMISER_BYTES = 4, 12
-"""Of an owned parameter."""
 
 _ORDER_BYTES = 16
 """Of a token copy: its place among the copies by expert, and back."""
@@ -38,8 +36,8 @@ def plan_memory(layout: Layout, request: PlanRequest) -> MemoryPlan:
     """
     parts = {
         "weights": layout.number_bytes * (layout.num_dense + layout.num_expert),
-        "gradients": _GRADIENT_BYTES * layout.num_owned,
-        "optimiser": _OPTIMISER_BYTES * layout.num_owned,
+        "gradients": GRADIENT_BYTES * layout.num_owned,
+        "optimiser": OPTIMISER_BYTES * layout.num_owned,
         "activations_kept": kept_bytes(layout, request),
         "activations_working": working_bytes(layout, request),
         "communication_buffers": bucket_bytes(layout),

@@ -8,7 +8,7 @@ from service.plan.changes import plan_changes
 from service.plan.communication import plan_communication
 from service.plan.layout import Layout
 from service.plan.memory import plan_memory
-from service.plan.roofline import Operations, plan_compute
+from service.plan.roofline import forward_operations, plan_compute
 from service.spec.plan import CollectivePlan, DataPlan, Plan, PlanRequest, RunPlan, StepPlan
 
 _PACKED_BYTES_PER_TOKEN = 5
@@ -58,8 +58,7 @@ def _plan_step(layout: Layout, request: PlanRequest, communication: list[Collect
     longest_s = compute_s + communication_s
     step_s = longest_s - request.assumptions.hidden_communication * (longest_s - shortest_s)
     tokens = round(layout.spec.train.global_batch_rows * layout.spec.data.sequence_length * request.data.fill)
-    forward = Operations.of(layout, request)
-    of_model = 3 * layout.num_micro_batches * (forward.dense + forward.experts + forward.head)
+    of_model = layout.num_micro_batches * forward_operations(layout, request).training(layout.trained_parts)
     bf16 = layout.spec.train.precision == "bf16"
     peak = 1e12 * (request.hardware.bf16_tflops if bf16 else request.hardware.fp32_tflops)
     return StepPlan(
