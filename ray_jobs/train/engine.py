@@ -237,3 +237,16 @@ def all_reduce_sum(values: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
+
+
+def alone_among_workers(value: float, device: torch.device | str) -> Tensor:
+    """This worker's value at its own place, zeros at all others': their sum over the workers is the list of all.
+
+    Args:
+        value: kept exactly up to 2^53.
+        device: where the workers communicate.
+    """
+    rank, num_workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    values_W = torch.zeros(num_workers, dtype=torch.float64, device=device)
+    values_W[rank] = value
+    return values_W

@@ -37,6 +37,7 @@ from ray_jobs.train.architecture import load_base, model_config
 from ray_jobs.train.batches import RowOrder, TrainBatch, collate, share_of_worker
 from ray_jobs.train.checkpoint import TrainingState
 from ray_jobs.train.checkpoint_writer import Advance, CheckpointWriter
+from ray_jobs.train.clock import StepClock
 from ray_jobs.train.cursor import check_cursor, data_cursor
 from ray_jobs.train.engine import TrainingStep, balancing, build_engine, expert_parallel_group
 from ray_jobs.train.export import committed_step, export
@@ -45,6 +46,7 @@ from ray_jobs.train.proofs import Proof, prove, prove_step_count, require
 from ray_jobs.train.resume import Resumed, resume
 from ray_jobs.train.schedule import learning_rate
 from ray_jobs.train.step import TakenStep, take_step
+from ray_jobs.train.utilisation import frozen_bytes, worker_peak_flops
 from service.spec.event import EventType, Stage
 from service.spec.job import JobSpec
 
@@ -117,6 +119,7 @@ class Worker:
         self.order = RowOrder(len(self.rows), spec.train.epochs, spec.train.global_batch_rows, spec.seed)
         self.device = ray.train.torch.get_device()
         self.engine = self._build_engine()
+        self._peak_flops: float | None = None
 
     @property
     def step_module(self) -> TrainingStep:
@@ -168,9 +171,19 @@ class Worker:
 
     def _announce_workers(self, start_step: int) -> None:
         mine = {"rank": self.rank, "pid": os.getpid(), "node_id": ray.get_runtime_context().get_node_id()}
+        mine["peak_flops"] = worker_peak_flops(self.device, self.spec.train)
         workers: list[dict[str, Any]] = [{}] * self.num_workers
         dist.all_gather_object(workers, mine)
-        self._emit("train.started", "train", start_step=start_step, total_steps=self.total_steps, workers=workers)
+        peaks = [worker["peak_flops"] for worker in workers]
+        self._peak_flops = None if None in peaks else sum(peaks)
+        self._emit(
+            "train.started",
+            "train",
+            start_step=start_step,
+            total_steps=self.total_steps,
+            workers=workers,
+            frozen_bytes=frozen_bytes(self.step_module.model, self.num_workers),
+        )
         self._flush()
 
     def train(self, state: TrainingState) -> None:
@@ -197,7 +210,8 @@ class Worker:
 
     def _take_steps(self, state: TrainingState) -> Iterator[TrainingState]:
         """One optimiser step after the other, and the state after each; the next one's rows are read meanwhile."""
-        clock, guards = _Clock(self.total_steps), Guards(self.step_module.model.config.top_k)
+        clock = StepClock(self.total_steps, self._peak_flops)
+        guards = Guards(self.step_module.model.config.top_k)
         with ThreadPoolExecutor(1, "rows") as reader:
             batches = reader.submit(self._micro_batches, state.step)
             for step in range(state.step, self.total_steps):
@@ -208,7 +222,7 @@ class Worker:
                     batches = reader.submit(self._micro_batches, step + 1)
                 taken, metrics = self._take_step(step, mine)
                 clock.tick()
-                metrics |= clock.describe(step + 1, taken.num_tokens)
+                metrics |= clock.describe(step + 1, taken.num_tokens, taken.operations.done)
                 self._emit("train.step", "train", **metrics, data_wait_s=data_wait_s)
                 state = state.after(skipped=taken.is_skipped)
                 self._guard(guards, state, taken)
@@ -326,37 +340,3 @@ class Worker:
     def _flush(self) -> None:
         if self.rank == 0:
             self._events.flush()
-
-
-class _Clock:
-    """Seconds a step and what follows from them, smoothed; what happens between steps is left out."""
-
-    def __init__(self, total_steps: int) -> None:
-        self._total_steps = total_steps
-        self._mean_s: float | None = None
-        self._last_s = 0.0
-        self._since = time.monotonic()
-
-    def resume(self) -> None:
-        """A step begins."""
-        self._since = time.monotonic()
-
-    def elapsed_s(self) -> float:
-        """Seconds since it began."""
-        return time.monotonic() - self._since
-
-    def tick(self) -> None:
-        """It has ended."""
-        self._last_s = self.elapsed_s()
-        self._mean_s = self._last_s if self._mean_s is None else 0.9 * self._mean_s + 0.1 * self._last_s
-
-    def describe(self, step: int, tokens: float) -> dict[str, float]:
-        """Metrics of the step that has just ended."""
-        mean_s = self._mean_s or self._last_s
-        return {
-            "step": step,
-            "total_steps": self._total_steps,
-            "step_s": self._last_s,
-            "tokens_per_s": tokens / self._last_s,
-            "eta_s": (self._total_steps - step) * mean_s,
-        }

@@ -51,6 +51,11 @@ class StepSums:
         """Nats per trained token."""
         return float(self.nats_C.sum() / self.trained_C.sum())
 
+    @property
+    def num_copies_taken(self) -> float:
+        """Token copies that experts have computed."""
+        return float(self.copies_LE.sum() - self.dropped_L.sum())
+
     def loss_by_category(self, categories: Sequence[str]) -> dict[str, float]:
         """Nats per trained token of each category that has any."""
         return {

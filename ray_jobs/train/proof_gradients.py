@@ -112,13 +112,13 @@ class ProofBatch:
             trained: without it no token is a target, and the balance loss is all that is left.
         """
         batches = [self._batch(numbers, trained=trained) for numbers in way]
-        num_trained, num_tokens = global_counts(batches, self._device)
+        counts = global_counts(batches, self._device)
         gradients = _GradientSums(self._step.model)
         loss, nudge = torch.zeros((), dtype=torch.float64, device=self._device), 0.0
         is_first = not self._choices
         for numbers, batch in zip(way, batches, strict=True):
             with self._routing(numbers, is_first=is_first) as nudges:
-                share, _ = self._step(batch, max(1.0, num_trained), num_tokens)
+                share, _ = self._step(batch, max(1.0, counts.trained), counts.tokens)
                 gradients.add(share)
             loss += share.detach()
             nudge = max(nudge, nudges.largest)

@@ -53,7 +53,9 @@ class Event(BaseModel):
             restart it may come again, `reused` then.
         rows.skipped: `count`, `path` (of a directory of Parquet files that list them all), `rows` (the first ones:
             `source`, `file`, `row`, `reason`, `excerpt`).
-        train.started: `start_step`, `total_steps`, `workers` (of `rank`, `pid`, `node_id`).
+        train.started: `start_step`, `total_steps`, `workers` (of `rank`, `pid`, `node_id`, `peak_flops`: operations a
+            second, null when not known), `frozen_bytes` (of gradients and optimiser state that frozen parts save one
+            worker).
         train.proofs: `step` (optimiser steps done), `proofs` (of `name`, `passed`, `measured`, `tolerance`, `detail`;
             both numbers are null where there is nothing to measure). At each start of the workers, and after the last
             step.
@@ -61,8 +63,10 @@ class Event(BaseModel):
             `gradient_norm` (and its parts `gradient_norm_dense`, `gradient_norm_expert`), `is_skipped` (the gradient is
             not finite, and nothing was changed; what is not finite is null),
             `tokens_per_s`, `trained_tokens`, `tokens`, `balance_loss`, `balance_loss_floor`,
-            `balance_loss_per_layer`, `dropped_fraction` (of token copies, over all layers), `eta_s`, and others
-            that readers may ignore.
+            `balance_loss_per_layer`, `dropped_fraction` (of token copies, over all layers), `eta_s`, `forward_s`,
+            `backward_s`, `optimizer_s` and `data_wait_s` (of `step_s`, on worker 0), `memory_bytes` (most of any
+            worker), `model_flops`, `model_flops_unfrozen` (if nothing was frozen), `model_flops_utilisation`, and
+            others that readers may ignore. `docs/metrics.md` has them all.
         job.warning: `kind` (`ray_jobs.train.guards.WarningKind`); the event's `message` says what; the job goes on.
         checkpoint.saved: `step`, `path` (below the run's `checkpoints/`; only the newest ones are kept).
         eval.held_out: `when` (before, step-<n>, after), `step`, `loss` (nats per trained token, by category).

@@ -25,6 +25,19 @@ HARDWARE: dict[str, dict[str, float]] = {
 """By name, from NVIDIA's data sheets of the SXM5 boards: bf16 tensor cores without sparsity, fp32 without tensor cores;
 NVLink 4 is 900 GB/s in both directions together. The network is DGX H100's: a ConnectX-7 card of 400 Gb/s a GPU."""
 
+DEVICE_NAMES = {"NVIDIA H100 80GB HBM3": "h100", "NVIDIA H200": "h200"}
+"""What the driver calls these boards. Those of the same chip for PCIe are slower, and have other names."""
+
+
+def peak_flops(name: str, precision: Literal["bf16", "fp32"]) -> float:
+    """Operations a second of the products of one GPU, by its data sheet.
+
+    Args:
+        name: of `HARDWARE`.
+        precision: of the arithmetic.
+    """
+    return 1e12 * HARDWARE[name]["bf16_tflops" if precision == "bf16" else "fp32_tflops"]
+
 
 class HardwareSpec(SpecModel):
     """A cluster of equal nodes. What is left out is that of the GPU named; bandwidths are a GPU's, in one direction."""

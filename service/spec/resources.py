@@ -64,6 +64,12 @@ class JobProgress(TaskProgress):
     """Sum over layers, of the last step."""
     balance_loss_floor: float | None = None
     """The same at perfect balance."""
+    memory_bytes: int | None = None
+    """Most that any worker had in use, as of the last step."""
+    model_flops_utilisation: float | None = None
+    """Operations of the last step, as a share of the peak of all workers; also null where that is not known."""
+    eta_s: float | None = None
+    """Seconds until the end of the task, in training until the last step."""
 
 
 class SweepProgress(TaskProgress):

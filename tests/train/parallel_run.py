@@ -15,8 +15,10 @@ import hashlib
 import json
 import math
 import os
+import time
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from ray_jobs.train.batches import RowOrder, TrainBatch, collate, share_of_worke
 from ray_jobs.train.checkpoint_writer import CheckpointWriter
 from ray_jobs.train.cursor import data_cursor
 from ray_jobs.train.engine import TrainingStep, build_engine, expert_parallel_group
+from ray_jobs.train.phases import peak_memory_bytes
 from ray_jobs.train.resume import resume
 from service.spec.job import JobSpec
 
@@ -103,19 +106,19 @@ def keep_gradients(engine: Any, gradients: dict[str, torch.Tensor]) -> None:
 
 def gradients_apart(step: TrainingStep, batches: list[TrainBatch]) -> Iterator[dict[str, torch.Tensor]]:
     """Each micro-batch's gradient alone, in fp64."""
-    trained, tokens = step_module.global_counts(batches, "cpu")
+    counts = step_module.global_counts(batches, "cpu")
     for batch in batches:
         step.zero_grad(set_to_none=True)
-        step(batch, trained, tokens)[0].backward()
+        step(batch, counts.trained, counts.tokens)[0].backward()
         yield {name: parameter.grad.double() for name, parameter in step.model.named_parameters()}
 
 
 def normalise_per_worker() -> None:
     global_counts = step_module.global_counts
 
-    def local_counts(batches: list[TrainBatch], device: str) -> tuple[float, float]:
+    def local_counts(batches: list[TrainBatch], device: str) -> step_module.GlobalCounts:
         trained = sum(batch.num_trained for batch in batches) * dist.get_world_size()
-        return trained, global_counts(batches, device)[1]
+        return replace(global_counts(batches, device), trained=trained)
 
     step_module.global_counts = local_counts
 
@@ -162,7 +165,9 @@ def main() -> None:
         if step == options.break_step:
             hash_before_break = weight_hash(model)
             spoiled = model.layers[0].register_forward_hook(_spoil)
+        start_s = time.perf_counter()
         taken = step_module.take_step(engine, batches, LEARNING_RATE, 1)
+        step_s = time.perf_counter() - start_s
         if step == options.break_step:
             spoiled.remove()
         described = taken.describe(["c"], 0.01)
@@ -186,6 +191,7 @@ def main() -> None:
         "updates": state.updates,
         "balances": balances,
         "hash": weight_hash(model),
+        "last_step": described | {"step_s": step_s, "peak_memory_bytes": peak_memory_bytes("cpu")},
     }
     (options.out / f"result-{rank}.json").write_text(json.dumps(result))
     torch.save(gradients, options.out / "gradients.pt")

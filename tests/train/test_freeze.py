@@ -24,6 +24,7 @@ from ray_jobs.train.checkpoint_writer import CheckpointWriter
 from ray_jobs.train.engine import TrainingStep, build_engine, expert_parallel_group
 from ray_jobs.train.resume import resume
 from ray_jobs.train.step import take_step
+from ray_jobs.train.utilisation import frozen_bytes
 from tests.moe.test_freeze import TRAINED
 from tests.train.conftest import NUM_WORKERS
 from tests.train.parallel_run import CONFIG, packed_rows
@@ -93,6 +94,7 @@ def measure(tuning: Tuning, config: MoEConfig, url: str) -> dict[str, Any]:
         "moments": sum(moment.nbytes for moment in moments),
         "gradients": run.gradients,
         "groups": len(partitions),
+        "frozen_bytes": frozen_bytes(run.model, NUM_WORKERS),
         "left": [name for name, weight in run.model.named_parameters() if weight.grad is not None],
     }
     writer = CheckpointWriter(run.engine, url, attempt=1, num_kept=1, timeout_s=60)
@@ -136,6 +138,19 @@ def test_the_engine_holds_nothing_for_untrained_weights(case: str, measured: dic
         # each group of parameters is filled up so that it can be dealt out evenly, in pairs
         assert 0 <= worker["masters"] - 4 * worker["owned"] <= 4 * worker["groups"] * 2 * NUM_WORKERS
         assert worker["left"] == []
+
+
+@pytest.mark.parametrize("tuning", ["frozen_moe", "router_only"])
+def test_freezing_saves_the_memory_that_is_told(tuning: str, measured: dict[str, list[dict[str, Any]]]) -> None:
+    def held(workers: list[dict[str, Any]]) -> int:
+        return sum(worker["masters"] + worker["moments"] + worker["gradients"] for worker in workers)
+
+    full, frozen = measured["full"], measured[tuning]
+    told = sum(worker["frozen_bytes"] for worker in frozen)
+    # groups are filled up, as above
+    padding = NUM_WORKERS * 16 * full[0]["groups"] * 2 * NUM_WORKERS
+    assert abs(held(full) - held(frozen) - told) <= padding < 0.1 * told
+    assert {worker["frozen_bytes"] for worker in full} == {0}
 
 
 def test_a_worker_may_own_no_trained_weight(measured: dict[str, list[dict[str, Any]]]) -> None:

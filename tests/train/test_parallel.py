@@ -164,3 +164,19 @@ def test_bf16_gradients_of_many_micro_batches_add_up_in_fp32(tmp_path: Path) -> 
         # each of the additions rounds a partial sum, which is at most the sum of magnitudes, by 2^-24 of itself
         bound = num * 2**-24 * terms.abs().sum(0)
         assert ((actual.double() - terms.sum(0)).abs() <= bound).all(), name
+
+
+def test_every_spread_counts_the_same_operations_and_the_largest_memory(
+    alone: tuple[Path, dict[str, Any]], spread: tuple[Path, list[dict[str, Any]]]
+) -> None:
+    last = [result["last_step"] for result in (alone[1], *spread[1])]
+    assert {step["model_flops"] for step in last} == {last[0]["model_flops_unfrozen"]}
+    for step in last:
+        phases = [step[f"{phase}_s"] for phase in ("forward", "backward", "optimizer")]
+        assert min(phases) > 0
+        assert sum(phases) <= step["step_s"]
+    told = {step["memory_bytes"] for step in last[1:]}
+    later = [step["peak_memory_bytes"] for step in last[1:]]
+    assert len(told) == 1, "all workers know of the largest"
+    # asked for once more after the step, when it may have grown
+    assert 0.9 * max(later) <= told.pop() <= max(later)

@@ -13,6 +13,7 @@ from ray_jobs.report import build_report
 from ray_jobs.run_directory import RunDirectory, write_file
 from ray_jobs.train.export import commit_export
 from ray_jobs.train.loop import HELD_OUT_FILE, SAMPLES_FILE
+from ray_jobs.train.summary import summarise_steps
 from service.spec.event import EVENTS_DIRECTORY, Event, EventType, segment_name
 from service.spec.job import JobSpec
 
@@ -39,7 +40,13 @@ class Story:
         data = {"step": step, "total_steps": 3, "loss": loss, "learning_rate": step / 10, "epoch": step / 3}
         data["is_skipped"] = False
         balance = {"balance_loss": 0.04, "balance_loss_floor": 0.04, "balance_loss_per_layer": [0.01] * 4}
-        self.tell(second, attempt, "train.step", "train", step_s=2.0, tokens=100, **data, **balance)
+        phases = {"data_wait_s": 0.1, "forward_s": 0.5, "backward_s": 1.0, "optimizer_s": 0.25}
+        use = {"model_flops": 60.0, "model_flops_unfrozen": 80.0, "model_flops_utilisation": 0.1 * step}
+        use["memory_bytes"] = 1000 - step
+        self.tell(second, attempt, "train.step", "train", step_s=2.0, tokens=100, **data, **balance, **phases, **use)
+
+    def start(self, second: float, attempt: int, frozen_bytes: int = 0) -> None:
+        self.tell(second, attempt, "train.started", "train", workers=WORKERS, frozen_bytes=frozen_bytes)
 
 
 @pytest.fixture(params=["job-1", "job [a*]?"])
@@ -64,21 +71,21 @@ def test_two_attempts_make_one_report(run: RunDirectory, job_document: dict[str,
     story.tell(0, 1, "stage.started", "prepare")
     story.finish(10, 1, "prepare", reused=False, rows=7)
     story.tell(10, 1, "stage.started", "train")
-    story.tell(15, 1, "train.started", "train", workers=WORKERS)
+    story.start(15, 1)
     story.tell(16, 1, "train.proofs", "train", step=0, proofs=[{"name": "data", "passed": True}])
     story.step(20, 1, 1, 4.0)
     story.step(22, 1, 2, 3.9)
     story.tell(50, 2, "stage.started", "prepare")
     story.finish(51, 2, "prepare", reused=True)
     story.tell(51, 2, "stage.started", "train")
-    story.tell(60, 2, "train.started", "train", workers=WORKERS)
+    story.start(60, 2)
     story.step(62, 2, 2, 3.8)
     story.step(64, 2, 3, 3.7)
     story.finish(65, 2, "train", reused=False)
     story.tell(65, 2, "stage.started", "evaluate")
     story.finish(70, 2, "evaluate", reused=False)
     story.tell(70, 2, "stage.started", "export")
-    story.tell(100, 2, "train.started", "train", workers=WORKERS)
+    story.start(100, 2, frozen_bytes=7)
     story.finish(101, 2, "train", reused=True)
     story.tell(101, 2, "stage.started", "evaluate")
     story.finish(102, 2, "evaluate", reused=True)
@@ -97,6 +104,12 @@ def test_two_attempts_make_one_report(run: RunDirectory, job_document: dict[str,
     assert (train["steps"], train["planned_steps"], train["steps_taken_twice"], train["restarts"]) == (3, 3, 1, 2)
     assert (train["nodes"], train["tokens"]) == (2, 300)
     assert (train["duration_s"], train["tokens_per_s"], train["epochs"]) == (6.0, 50.0, 1.0)
+    assert train["peak_memory_bytes"] == 999
+    assert train["phases"] == pytest.approx(
+        {"data_wait_s": 0.3, "forward_s": 1.5, "backward_s": 3.0, "optimizer_s": 0.75, "other_s": 0.45}
+    )
+    assert (train["model_flops"], train["model_flops_utilisation"]) == (180, pytest.approx(0.2))
+    assert train["frozen_saving"] == {"memory_bytes": 7, "flops_fraction": 0.25}
     assert report["export"]["path"].endswith("exports/attempt-2-f")
     assert report["held_out"] == {"before": {"math": 4.0}, "after": {"math": 3.0}}
     assert report["samples"] == [{"prompt": "?", "before": "before", "after": "after"}]
@@ -107,13 +120,24 @@ def test_an_undisturbed_run_says_what_it_reused(run: RunDirectory, job_document:
     for second, stage in ((0, "prepare"), (1, "train"), (9, "evaluate"), (12, "export")):
         story.tell(second, 1, "stage.started", stage)
         if stage == "train":
-            story.tell(2, 1, "train.started", "train", workers=WORKERS)
+            story.start(2, 1)
             story.step(4, 1, 1, 4.0)
         story.finish(second + 1.5, 1, stage, reused=stage == "prepare")
-    stages = report_of(run, job_document)["stages"]
+    report = report_of(run, job_document)
+    assert report["train"]["frozen_saving"] is None
+    stages = report["stages"]
     assert [(stage["stage"], stage["duration_s"], stage["reused"]) for stage in stages] == [
         ("prepare", 1.5, True),
         ("train", 1.5, False),
         ("evaluate", 1.5, False),
         ("export", 1.5, False),
     ]
+
+
+def test_no_utilisation_is_told_where_the_peak_is_not_known() -> None:
+    step = {"step_s": 2.0, "model_flops": 1.0, "model_flops_unfrozen": 1.0, "memory_bytes": 1}
+    step |= dict.fromkeys(("data_wait_s", "forward_s", "backward_s", "optimizer_s"), 0.5)
+    known = summarise_steps([step | {"model_flops_utilisation": 0.5}, step | {"model_flops_utilisation": 0.3}], 0)
+    assert known["model_flops_utilisation"] == pytest.approx(0.4)
+    unknown = summarise_steps([step | {"model_flops_utilisation": 0.5}, step | {"model_flops_utilisation": None}], 0)
+    assert unknown["model_flops_utilisation"] is None
