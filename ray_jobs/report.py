@@ -19,6 +19,7 @@ from ray_jobs.run_directory import RunDirectory
 from ray_jobs.train.export import committed_export
 from ray_jobs.train.loop import HELD_OUT_FILE, SAMPLES_FILE
 from ray_jobs.train.schedule import num_warmup_steps
+from ray_jobs.train.summary import summarise_steps
 from service.spec.event import EVENTS_DIRECTORY, STAGES, Event
 from service.spec.job import JobSpec
 
@@ -120,6 +121,7 @@ def _training(events: list[Event], spec: JobSpec) -> dict[str, Any]:
         "global_batch_rows": spec.train.global_batch_rows,
         "tokens_per_s": tokens / seconds,
         "duration_s": seconds,
+        **summarise_steps(ordered, starts[-1].data["frozen_bytes"]),  # type: ignore[arg-type]
         "balance_loss": updates[-1]["balance_loss"],
         "balance_loss_floor": updates[-1]["balance_loss_floor"],
         "balance_loss_per_layer": updates[-1]["balance_loss_per_layer"],

@@ -92,6 +92,10 @@ def _step_parts(progress: JobProgress) -> Iterator[str]:
         yield f"balance loss {progress.balance_loss:.4f} (floor {progress.balance_loss_floor:.4f})"
     if progress.learning_rate is not None:
         yield f"lr {progress.learning_rate:.2e}"
+    if progress.model_flops_utilisation is not None:
+        yield f"MFU {progress.model_flops_utilisation:.1%}"
+    if progress.memory_bytes is not None:
+        yield f"memory {progress.memory_bytes / 1e9:.2f} GB"
     if progress.eta_s is not None:
         yield f"ETA {duration(progress.eta_s)}"
 

@@ -16,6 +16,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 _CURVE_WIDTH = 60
 _ANSWER_CHARS = 240
 _SKIPPED_SHOWN = 5
+_WARNINGS_SHOWN = 5
 _COUNT_TITLES = {
     "rows_read": "rows",
     "further_threads": "more threads",
@@ -44,6 +45,9 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     print_data(report["data"], console)
     parts: list[RenderableType] = [
         _training(report["train"], report["model"]),
+        *_measurements(report["train"]),
+        *_warnings(report["train"]["warnings"]),
+        *_proofs(report["proofs"]),
         _balance(report["train"]),
         _held_out(report["held_out"], report["data"]),
         *routing_block(report.get("routing", [])),
@@ -60,6 +64,7 @@ def print_data(data: dict[str, Any], console: Console) -> None:
         _sources(data),
         *_skipped_rows(data),
         *_fit(data),
+        *_unfit_rows(data),
         _mixture(data),
         _taken_of_sources(data),
         _packing(data["packing"]),
@@ -107,6 +112,17 @@ def _fit(data: dict[str, Any]) -> list[Table]:
     return [table]
 
 
+def _unfit_rows(data: dict[str, Any]) -> list[str]:
+    """The first conversations of which nothing fits, and where all of them are."""
+    if not data["unfit_rows"]:
+        return []
+    lines = [
+        escape(f"  {row['file']} row {row['row']}: {row['reason'].replace('_', ' ')}, {row['tokens']:,} tokens")
+        for row in data["unfit_rows"][:_SKIPPED_SHOWN]
+    ]
+    return ["\n[bold]Conversations left out[/bold]", *lines, escape(f"  all of them: {data['unfit_rows_url']}")]
+
+
 def _mixture(data: dict[str, Any]) -> Table:
     title = f"\nThe mix, by {data['mixture_by']}"
     table = titled_table(
@@ -149,6 +165,49 @@ def _training(train: dict[str, Any], model: dict[str, Any]) -> str:
         f"{train['learning_rate']:g}, then {train['schedule']}\n"
         f"  loss           {sparkline(losses)}  {losses[0]:.3f} → {losses[-1]:.3f}"
     )
+
+
+def _measurements(train: dict[str, Any]) -> list[str]:
+    """How well the processors were used, and by what."""
+    share, seconds = train["model_flops_utilisation"], train["duration_s"]
+    used = "" if share is None else f"MFU {share:.1%} of the peak, "
+    phases = ", ".join(
+        f"{name.removesuffix('_s').replace('_', ' ')} {value / seconds:.0%}" for name, value in train["phases"].items()
+    )
+    lines = [
+        f"  utilisation    {used}{train['peak_memory_bytes'] / 1e9:.2f} GB of memory at most",
+        f"  step           {seconds / train['steps']:.3g} s: {phases}",
+    ]
+    if (saved := train["frozen_saving"]) is not None:
+        share = f"{saved['flops_fraction']:.1%}"
+        lines.append(
+            f"  frozen parts   save {saved['memory_bytes'] / 1e9:.2f} GB a worker and {share} of the operations"
+        )
+    if train["steps_skipped"]:
+        lines.append(f"  skipped        {train['steps_skipped']} steps, whose gradient was not finite")
+    return lines
+
+
+def _warnings(warnings: list[dict[str, Any]]) -> list[str]:
+    if not warnings:
+        return []
+    lines = [escape(f"  {warning['kind']}: {warning['message']}") for warning in warnings[:_WARNINGS_SHOWN]]
+    more = [f"  and {len(warnings) - _WARNINGS_SHOWN} more"] if len(warnings) > _WARNINGS_SHOWN else []
+    return [f"\n[bold]Warnings[/bold]  {len(warnings)}", *lines, *more]
+
+
+def _proofs(starts: list[dict[str, Any]]) -> list[str]:
+    """How many passed, and each that failed."""
+    proofs = [proof for start in starts for proof in start["proofs"]]
+    if not proofs:
+        return []
+    names = ", ".join(dict.fromkeys(proof["name"] for proof in proofs if proof["passed"]))
+    failures = [
+        f"  [red]failed[/red] {proof['name']}: {proof['measured']:.3g}, tolerance {proof['tolerance']:.3g}"
+        for proof in proofs
+        if not proof["passed"]
+    ]
+    return [f"\n[bold]Proofs[/bold]  {len(proofs) - len(failures)} passed: {names}", *failures]
 
 
 def _balance(train: dict[str, Any]) -> str:

@@ -6,7 +6,17 @@ from typing import Any
 
 from rich.console import Console
 
-from service.client.report_view import _evaluation, _fit, _mixture, _sources, _taken_of_sources
+from service.client.report_view import (
+    _evaluation,
+    _fit,
+    _measurements,
+    _mixture,
+    _proofs,
+    _sources,
+    _taken_of_sources,
+    _unfit_rows,
+    _warnings,
+)
 from service.client.routing_view import routing_block
 
 COUNTS = {"rows_read": 9, "rows_rejected": 0, "exact_duplicates": 1, "near_duplicates": 2, "rows_kept": 6}
@@ -103,3 +113,52 @@ def test_routing_without_a_comparison_is_left_out() -> None:
     alone = after | {"most_specialised": [], "specialisation_by_chance": None}
     [table, _] = routing_block([summary_of_routing("before"), alone])
     assert "-" in shown(table)
+
+
+def lines_of(parts: list[str]) -> list[str]:
+    return [line.rstrip() for part in parts for line in shown(part).splitlines() if line.strip()]
+
+
+def test_the_use_of_processors_and_memory_is_told() -> None:
+    phases = {"data_wait_s": 0.5, "forward_s": 3.0, "backward_s": 5.5, "optimizer_s": 0.5, "other_s": 0.5}
+    train: dict[str, Any] = {"duration_s": 10.0, "steps": 8, "phases": phases, "peak_memory_bytes": 1_234_000_000}
+    train |= {"model_flops_utilisation": 0.4215, "frozen_saving": None, "steps_skipped": 0}
+    assert lines_of(_measurements(train)) == [
+        "  utilisation    MFU 42.1% of the peak, 1.23 GB of memory at most",
+        "  step           1.25 s: data wait 5%, forward 30%, backward 55%, optimizer 5%, other 5%",
+    ]
+    train |= {"model_flops_utilisation": None, "steps_skipped": 2}
+    train["frozen_saving"] = {"memory_bytes": 58_000_000_000, "flops_fraction": 0.3}
+    first, _, *more = lines_of(_measurements(train))
+    assert first == "  utilisation    1.23 GB of memory at most"
+    assert more == [
+        "  frozen parts   save 58.00 GB a worker and 30.0% of the operations",
+        "  skipped        2 steps, whose gradient was not finite",
+    ]
+
+
+def test_the_first_warnings_are_shown_and_all_are_counted() -> None:
+    assert _warnings([]) == []
+    warnings = [{"kind": "loss_spike", "message": f"step {step}: [9]"} for step in range(7)]
+    lines = lines_of(_warnings(warnings))
+    assert lines[:2] == ["Warnings  7", "  loss_spike: step 0: [9]"]
+    assert lines[-1] == "  and 2 more"
+    assert len(lines) == 7
+
+
+def test_proofs_are_counted_and_a_failed_one_has_its_figures() -> None:
+    passed = {"name": "data", "passed": True, "measured": 0.0, "tolerance": 0.0}
+    failed = {"name": "gradient", "passed": False, "measured": 0.5, "tolerance": 1e-6}
+    starts = [{"proofs": [passed]}, {"proofs": [passed, failed]}]
+    assert lines_of(_proofs(starts)) == ["Proofs  2 passed: data", "  failed gradient: 0.5, tolerance 1e-06"]
+    assert _proofs([]) == []
+
+
+def test_conversations_left_out_are_listed() -> None:
+    assert _unfit_rows({"unfit_rows": []}) == []
+    row = {"file": "a[1].jsonl", "row": 4, "reason": "too_long", "tokens": 5000}
+    assert lines_of(_unfit_rows({"unfit_rows": [row] * 6, "unfit_rows_url": "/p/unfit.parquet"})) == [
+        "Conversations left out",
+        *["  a[1].jsonl row 4: too long, 5,000 tokens"] * 5,
+        "  all of them: /p/unfit.parquet",
+    ]

@@ -89,6 +89,11 @@ def test_a_job_runs_to_its_report(system: System, undisturbed: str) -> None:
     assert sorted(steps_taken(system, undisturbed)) == list(range(1, train["steps"] + 1))
     rates = [rate for _, rate in train["learning_rate_curve"]]
     assert max(rates) == 1e-3 == rates[train["warmup_steps"] - 1]
+    assert 0 < train["model_flops_utilisation"] < 1
+    assert sum(train["phases"].values()) == pytest.approx(train["duration_s"])
+    assert 0 < train["phases"]["other_s"] < train["phases"]["backward_s"]
+    assert train["peak_memory_bytes"] > 100_000_000, "the interpreter and PyTorch alone"
+    assert train["frozen_saving"] is None
     assert report["held_out"]["after"]["math"] < 0.7 * report["held_out"]["before"]["math"]
     assert_routing_was_watched(system, undisturbed)
     assert train["balance_loss_floor"] == pytest.approx(0.04)
@@ -155,6 +160,8 @@ def test_the_command_line_shows_what_the_service_knows(
         "What came in",
         "products.jsonl row 3: no field 'completion'",
         "Packing",
+        "MFU ",
+        "Proofs  ",
         "Held-out loss",
         "Routing of held-out tokens",
         "Checkpoint",
@@ -190,6 +197,8 @@ def test_the_export_is_a_whole_checkpoint_and_starts_another_job_by_the_python_e
     long_document["train"] |= {"max_steps": 2, "tuning": "frozen_moe"}
     again = run_by_example(system, [sys.executable, "examples/quickstart.py"], long_document, tmp_path)
     report, first = system.client.jobs.report(again), system.client.jobs.report(undisturbed)
+    assert report["train"]["frozen_saving"]["memory_bytes"] > 0
+    assert 0 < report["train"]["frozen_saving"]["flops_fraction"] < 1 / 3, "only products of weights' gradients"
     assert report["held_out"]["before"]["math"] == pytest.approx(first["held_out"]["after"]["math"], rel=1e-6)
     before, after = exported(system, undisturbed), exported(system, again)
     for key, tensor in after.items():
