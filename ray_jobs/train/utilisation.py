@@ -13,10 +13,12 @@ import time
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from moe.experts import Experts
 from moe.model import HybridModel
 from moe.operations import Operations, TrainedParts
+from moe.router import Router
 from service.spec.ownership import GRADIENT_BYTES, OPTIMISER_BYTES, num_owned
 from service.spec.plan import DEVICE_NAMES, peak_flops
 from service.spec.train import TrainSpec
@@ -47,12 +49,12 @@ class StepOperations:
 
 def trained_parts(model: HybridModel) -> TrainedParts:
     """Which weights of a model are trained."""
-    moe = model.layers[0].block_sparse_moe
-    return TrainedParts(
-        model.lm_head.weight.requires_grad,
-        moe.router.gate.weight.requires_grad,
-        moe.experts.w2_EDF.requires_grad,
-    )
+
+    def is_trained(kind: type[nn.Module]) -> bool:
+        modules = (module for module in model.modules() if isinstance(module, kind))
+        return any(weight.requires_grad for module in modules for weight in module.parameters())
+
+    return TrainedParts(model.lm_head.weight.requires_grad, is_trained(Router), is_trained(Experts))
 
 
 def frozen_bytes(model: HybridModel, num_workers: int) -> int:

@@ -52,6 +52,9 @@ CONFIG = MoEConfig(
 NUM_ROWS = 14
 STEPS_KEPT = 10
 LEARNING_RATE, ADAM_EPS, CLIP_NORM, WEIGHT_DECAY = 1e-2, 1e-2, 0.2, 0.1
+BALLAST = 100_000_000
+"""Bytes that each worker holds more than the one before it, so that their memory differs."""
+LEARNING_RATE, ADAM_EPS, CLIP_NORM = 1e-2, 1e-2, 0.2
 
 
 def job_spec(options: argparse.Namespace, num_workers: int) -> JobSpec:
@@ -153,6 +156,7 @@ def main() -> None:
     url = str(options.out / "checkpoints")
     state = resume(engine, url).state
     start = state.step
+    _ballast = b"1" * (rank * BALLAST)
     writer = CheckpointWriter(engine, url, attempt=1, num_kept=STEPS_KEPT, timeout_s=60)
     losses, norms, balances, gradients = [], [], [], {}
     norms_by_deepspeed, skipped, hash_before_break = [], [], None

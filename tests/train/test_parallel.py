@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.train.parallel_run import ADAM_EPS, CLIP_NORM, LEARNING_RATE
+from tests.train.parallel_run import ADAM_EPS, BALLAST, CLIP_NORM, LEARNING_RATE
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parent / "parallel_run.py"
@@ -178,5 +178,6 @@ def test_every_spread_counts_the_same_operations_and_the_largest_memory(
     told = {step["memory_bytes"] for step in last[1:]}
     later = [step["peak_memory_bytes"] for step in last[1:]]
     assert len(told) == 1, "all workers know of the largest"
-    # asked for once more after the step, when it may have grown
-    assert 0.9 * max(later) <= told.pop() <= max(later)
+    # worker 1 holds BALLAST more than worker 0; the kernel's own count may be off by some pages of each thread
+    assert told.pop() == pytest.approx(max(later), abs=0.1 * BALLAST)
+    assert later[1] - later[0] > 0.5 * BALLAST
