@@ -22,6 +22,7 @@ from ray_jobs.data.prepare import PreparedData, prepare
 from ray_jobs.evaluate.run import read_tasks
 from ray_jobs.report import build_report
 from ray_jobs.run_directory import EventWriter, RunDirectory, local_directory
+from ray_jobs.track.trackers import require_packages
 from ray_jobs.train.architecture import model_config
 from ray_jobs.train.export import remove_superseded
 from ray_jobs.train.loop import WorkerConfig
@@ -60,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_job(run: RunDirectory, spec: JobSpec, events: EventWriter, attempt: int) -> None:
     """All stages of a job; Ray is connected."""
     read_tasks(spec.evaluate)  # a benchmark that cannot be read ends the job before anything is paid for
+    require_packages(spec.track)
     prepared = _prepare(run, spec, events)
     with local_directory(prepared.tokenizer_url) as tokenizer:
         vocab_size = len(PreTrainedTokenizerFast.from_pretrained(tokenizer))

@@ -8,6 +8,7 @@
                     evaluation/<when>/   benchmarks: every sample, and a summary a task
                     exports/<try>/       a Hugging Face checkpoint
                     exports/<try>.json   says that it is whole and verified; none is before
+                    tensorboard/         TensorBoard's event files; likewise wandb/, when asked for
                     report.json          the outcome
     <root>/prepared/<hash>/              prepared data, shared by all jobs of this root
 

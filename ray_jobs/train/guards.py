@@ -30,6 +30,7 @@ WarningKind = Literal[
     "checkpoint_left_out",
     "checkpoint_damaged",
     "workers_restarted",
+    "tracker_failed",
 ]
 _LEVEL_STEPS = 10
 """A loss is compared with the median of so many before it; there is no warning until there are as many."""

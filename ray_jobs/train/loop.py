@@ -33,6 +33,7 @@ from ray_jobs.evaluate.router_health import write_router_health
 from ray_jobs.evaluate.run import evaluate_tasks
 from ray_jobs.evaluate.samples import answer
 from ray_jobs.run_directory import CHECKPOINTS_DIRECTORY, EventWriter, RunDirectory, local_directory
+from ray_jobs.track.tracked_events import TrackedEventWriter
 from ray_jobs.train.architecture import load_base, model_config
 from ray_jobs.train.batches import RowOrder, TrainBatch, collate, share_of_worker
 from ray_jobs.train.checkpoint import TrainingState
@@ -89,7 +90,7 @@ def run_worker(config: dict[str, Any]) -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"
         torch.set_num_threads(max(1, int(spec.parallel.cpus_per_worker)))
     with (
-        EventWriter(run, f"worker{dist.get_rank()}", settings.attempt) as events,
+        TrackedEventWriter(run, f"worker{dist.get_rank()}", settings.attempt, spec) as events,
         local_directory(settings.tokenizer_url) as tokenizer_directory,
     ):
         Worker(settings, run, spec, events, tokenizer_directory).work()

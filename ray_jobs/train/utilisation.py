@@ -24,7 +24,7 @@ from service.spec.plan import DEVICE_NAMES, peak_flops
 from service.spec.train import TrainSpec
 
 _SMALLEST, _LARGEST = 128, 1024
-_QUICK_S = 0.02
+_QUICK_S = 0.005
 """A larger product is tried when one takes less."""
 _TRIES = 3
 

@@ -12,6 +12,7 @@ from service.spec.base import SpecModel, conflict
 from service.spec.data import DataSpec
 from service.spec.evaluate import EvaluateSpec
 from service.spec.model import ModelSpec, PresetBase
+from service.spec.track import TrackSpec
 from service.spec.train import ParallelSpec, TrainSpec
 
 
@@ -25,6 +26,7 @@ class JobSpec(SpecModel):
     train: TrainSpec = TrainSpec()
     parallel: ParallelSpec = ParallelSpec()
     evaluate: EvaluateSpec = EvaluateSpec()
+    track: TrackSpec = TrackSpec()
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Decides the weights' initialisation, the held-out split and every shuffle."""
 
