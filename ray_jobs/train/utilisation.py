@@ -23,10 +23,11 @@ from service.spec.ownership import GRADIENT_BYTES, OPTIMISER_BYTES, num_owned
 from service.spec.plan import DEVICE_NAMES, peak_flops
 from service.spec.train import TrainSpec
 
-_SMALLEST, _LARGEST = 128, 1024
-_QUICK_S = 0.005
+_SMALLEST, _LARGEST = 256, 1024
+_QUICK_S = 0.03
 """A larger product is tried when one takes less."""
-_TRIES = 3
+_TRY_S = 0.05
+"""So long products of a size are repeated, twice at least: on a busy machine few are undisturbed."""
 
 
 @dataclass(frozen=True)
@@ -94,14 +95,17 @@ def _rate(dtype: torch.dtype, first_transposed: bool, second_transposed: bool) -
     while True:
         first, second = torch.ones(2, size, size, dtype=dtype)
         first, second = first.T if first_transposed else first, second.T if second_transposed else second
-        seconds = min(_product_s(first, second) for _ in range(_TRIES))
+        seconds = _fastest_s(first, second)
         best = max(best, 2 * size**3 / seconds)
         if seconds > _QUICK_S or size == _LARGEST:
             return best
         size *= 2
 
 
-def _product_s(first: torch.Tensor, second: torch.Tensor) -> float:
-    start = time.perf_counter()
-    torch.mm(first, second)
-    return time.perf_counter() - start
+def _fastest_s(first: torch.Tensor, second: torch.Tensor) -> float:
+    seconds: list[float] = []
+    while len(seconds) < 2 or sum(seconds) < _TRY_S:
+        start = time.perf_counter()
+        torch.mm(first, second)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)

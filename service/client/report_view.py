@@ -175,17 +175,19 @@ def _measurements(train: dict[str, Any]) -> list[str]:
         f"{name.removesuffix('_s').replace('_', ' ')} {value / seconds:.0%}" for name, value in train["phases"].items()
     )
     lines = [
-        f"  utilisation    {used}{train['peak_memory_bytes'] / 1e9:.2f} GB of memory at most",
+        f"  utilisation    {used}{_size(train['peak_memory_bytes'])} of memory at most",
         f"  step           {seconds / train['steps']:.3g} s: {phases}",
     ]
     if (saved := train["frozen_saving"]) is not None:
         share = f"{saved['flops_fraction']:.1%}"
-        lines.append(
-            f"  frozen parts   save {saved['memory_bytes'] / 1e9:.2f} GB a worker and {share} of the operations"
-        )
+        lines.append(f"  frozen parts   save {_size(saved['memory_bytes'])} a worker and {share} of the operations")
     if train["steps_skipped"]:
         lines.append(f"  skipped        {train['steps_skipped']} steps, whose gradient was not finite")
     return lines
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:,.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
 
 
 def _warnings(warnings: list[dict[str, Any]]) -> list[str]:

@@ -127,10 +127,10 @@ def test_the_use_of_processors_and_memory_is_told() -> None:
         "  utilisation    MFU 42.1% of the peak, 1.23 GB of memory at most",
         "  step           1.25 s: data wait 5%, forward 30%, backward 55%, optimizer 5%, other 5%",
     ]
-    train |= {"model_flops_utilisation": None, "steps_skipped": 2}
+    train |= {"model_flops_utilisation": None, "steps_skipped": 2, "peak_memory_bytes": 12_600_000}
     train["frozen_saving"] = {"memory_bytes": 58_000_000_000, "flops_fraction": 0.3}
     first, _, *more = lines_of(_measurements(train))
-    assert first == "  utilisation    1.23 GB of memory at most"
+    assert first == "  utilisation    13 MB of memory at most"
     assert more == [
         "  frozen parts   save 58.00 GB a worker and 30.0% of the operations",
         "  skipped        2 steps, whose gradient was not finite",
