@@ -17,7 +17,7 @@ from typing import Any
 from ray_jobs.run_directory import EventWriter, RunDirectory
 from ray_jobs.track.scalars import Point, point_of
 from ray_jobs.track.trackers import Tracker, configured, tracker
-from service.spec.event import EventType, Stage
+from service.spec.event import EventType
 from service.spec.job import JobSpec
 
 _END_S = 30.0
@@ -87,7 +87,7 @@ class TrackedEventWriter(EventWriter):
         self._trackers: list[TrackerThread] = []
         self._failed = False
 
-    def emit(self, type: EventType, *, stage: Stage | None = None, message: str = "", **data: Any) -> None:
+    def emit(self, type: EventType, *, stage: str | None = None, message: str = "", **data: Any) -> None:
         """See `EventWriter`."""
         super().emit(type, stage=stage, message=message, **data)
         if type == "train.started":

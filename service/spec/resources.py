@@ -68,8 +68,6 @@ class JobProgress(TaskProgress):
     """Most that any worker had in use, as of the last step."""
     model_flops_utilisation: float | None = None
     """Operations of the last step, as a share of the peak of all workers; also null where that is not known."""
-    eta_s: float | None = None
-    """Seconds until the end of the task, in training until the last step."""
 
 
 class SweepProgress(TaskProgress):
