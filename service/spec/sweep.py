@@ -98,7 +98,7 @@ class StageSpec(SpecModel):
     and the corners among them; those of later rounds lie around the beams. By default 8. A later stage's first round
     tries the beams that come to it and the base mix: by default all, else the best, as many as given here."""
     rounds: int = Field(default=1, ge=1)
-    """Rounds at most. A stage ends earlier when a round has brought no gain beyond the noise."""
+    """Rounds at most. A stage ends earlier when two rounds have brought no gain beyond the noise."""
     beam_width: int = Field(default=3, ge=1)
     """Beams that a round leaves. What is not worse than the last of them beyond the noise stays too, up to twice as
     many."""

@@ -22,7 +22,7 @@ SWEEP_PAGE_FILE = "report.html"
 
 TrialStatus = Literal["pending", "running", "succeeded", "stopped", "failed"]
 EndedBy = Literal["rounds", "no_gain", "max_trials", "single_round", "exhausted", "baseline_failed"]
-"""Why a stage ended: its rounds were used up; one brought no gain; another would exceed `max_trials`; it has but one;
+"""Why a stage ended: its rounds were used up; two brought no gain; another would exceed `max_trials`; it has but one;
 nothing was left to try; no trial of the base mix finished, so nothing could be compared."""
 CandidateRole = Literal["base", "corner", "spread", "neighbour", "surrogate", "promoted", "without_source"]
 

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ray_jobs.tune.beam import PlannedTrial
+from ray_jobs.tune.beam import PlannedTrial, advance
+from service.spec.sweep import SweepSpec
 from service.spec.sweep_results import Trial
 
 CATEGORIES = ("chat", "code", "general", "math")
@@ -112,3 +113,83 @@ def ended_trial(surface: Surface, planned: PlannedTrial, base: Mapping[str, floa
         metrics={"held_out_loss": loss},
         worker_seconds=1.0,
     )
+
+
+class Setting(NamedTuple):
+    """A surface, and the mix that a sweep over it begins from: the even one."""
+
+    surface: Surface
+    base: dict[str, float]
+
+
+def setting(name: str, num_categories: int, losses: Callable[[np.ndarray], np.ndarray]) -> Setting:
+    surface = Surface(name, num_categories, losses)
+    return Setting(surface, dict.fromkeys(surface.categories, 1 / num_categories))
+
+
+SETTINGS = (
+    setting("bowl, 3 categories", 3, quadratic((0.55, 0.15, 0.3), (1.2, 2.2, 0.7))),
+    setting("bowl, 4 categories", 4, quadratic((0.5, 0.1, 0.3, 0.1), (1.0, 2.0, 0.6, 1.5))),
+    setting("edge, 3 categories", 3, quadratic((0.75, 0.25, 0.0), (0.8, 1.4, 0.5))),
+    setting("corner, 4 categories", 4, quadratic((0.0, 1.0, 0.0, 0.0), (0.5, 0.9, 0.3, 0.6))),
+    setting(
+        "mixing law, 3 categories",
+        3,
+        mixing_law((1.1, 0.8, 1.4), (1.0, 2.4, 0.3), [[-5, -0.5, 0.1], [0.2, -5, -1.2], [-0.6, 0, -4]]),
+    ),
+    setting(
+        "mixing law, 4 categories",
+        4,
+        mixing_law(
+            (1.2, 0.8, 1.5, 0.9),
+            (0.5, 2.6, 0.3, 1.4),
+            [[-6, -0.4, 0, 0.1], [0.1, -5, 0, -1.5], [-0.8, 0, -4, 0.2], [0, -1, 0.1, -6]],
+        ),
+    ),
+)
+"""None of them is among those that the rule's constants were chosen on, which were drawn at random."""
+
+
+def worst_accepted(one: Setting) -> float:
+    """Loss of a mix that is within 2 % of the best: it leaves at most 2 % of the way from the base mix to the best one.
+
+    Of the way, and not of the loss itself, because that is stricter, and does not depend on what the loss would be at
+    best.
+    """
+    shares_NK = np.array([list(one.base.values())])
+    return 0.98 * one.surface.least() + 0.02 * float(one.surface.loss(shares_NK)[0])
+
+
+def losses_of_random_search(one: Setting, num_trials: int, noise: float, luck: int) -> np.ndarray:
+    """True loss of the mix with the least measured one after 1, 2 … trials at uniformly random mixes, [num_trials]."""
+    rng = np.random.default_rng([luck, 1])
+    shares_NK = rng.dirichlet(np.ones(one.surface.num_categories), size=num_trials)
+    true_N = one.surface.loss(shares_NK)
+    measured_N = true_N * (1 + noise * rng.normal(size=num_trials))
+    best_N = [int(measured_N[: number + 1].argmin()) for number in range(num_trials)]
+    return np.asarray(true_N[best_N])
+
+
+def losses_of_sweep(one: Setting, spec: SweepSpec, num_trials: int, noise: float, luck: int) -> np.ndarray:
+    """True loss of the mix that a sweep holds for best after 1, 2 … trials, [num_trials].
+
+    Infinite before the end of the first round; those of the base mix are counted.
+    """
+    found_N = np.full(num_trials, np.inf)
+    ended: dict[str, Trial] = {}
+    while True:
+        step = advance(spec, one.base, ended)
+        if step.results.best is not None:
+            best = next(candidate for candidate in step.results.candidates if candidate.id == step.results.best)
+            shares_K = np.array([(best.mixture or one.base)[name] for name in one.surface.categories])
+            found_N[max(0, len(ended) - 1) :] = one.surface.loss(shares_K[None])[0]
+        if step.is_finished or len(ended) >= num_trials:
+            return found_N
+        for planned in step.due:
+            ended[planned.id] = ended_trial(one.surface, planned, one.base, noise, luck)
+
+
+def trials_needed(losses_SN: np.ndarray, accepted: float) -> int | None:
+    """After how many trials the median over seeds of the mix held for best is good enough; None if never."""
+    reached = np.flatnonzero(np.median(losses_SN, axis=0) <= accepted)
+    return int(reached[0]) + 1 if len(reached) else None
