@@ -82,7 +82,7 @@ def around(space: Space, beams: Sequence[Beam], radius: float, count: int, seed:
     """The mean of the beams, then points around them: every other one around the best, the rest around the others.
 
     The mean is subject to less noise than any of them: what is best by luck lies to all sides of the optimum. Half to
-    the best found the optimum in fewer trials than as much to each (`docs/benchmarks/beam-search.md`).
+    the best found the optimum in fewer trials than as much to each.
     """
     coordinates = [space.coordinates(beam.point) for beam in beams]
     if len(beams) > 1:

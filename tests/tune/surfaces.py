@@ -116,26 +116,30 @@ def ended_trial(surface: Surface, planned: PlannedTrial, base: Mapping[str, floa
 
 
 class Setting(NamedTuple):
-    """A surface, and the mix that a sweep over it begins from: the even one."""
+    """A surface, and the mix that a sweep over it begins from."""
 
     surface: Surface
     base: dict[str, float]
 
 
-def setting(name: str, num_categories: int, losses: Callable[[np.ndarray], np.ndarray]) -> Setting:
+def setting(
+    name: str, num_categories: int, losses: Callable[[np.ndarray], np.ndarray], base: tuple[float, ...] | None = None
+) -> Setting:
     surface = Surface(name, num_categories, losses)
-    return Setting(surface, dict.fromkeys(surface.categories, 1 / num_categories))
+    even = (1 / num_categories,) * num_categories
+    return Setting(surface, dict(zip(surface.categories, base or even, strict=True)))
 
 
 SETTINGS = (
     setting("bowl, 3 categories", 3, quadratic((0.55, 0.15, 0.3), (1.2, 2.2, 0.7))),
-    setting("bowl, 4 categories", 4, quadratic((0.5, 0.1, 0.3, 0.1), (1.0, 2.0, 0.6, 1.5))),
+    setting("bowl, 4 categories", 4, quadratic((0.5, 0.1, 0.3, 0.1), (2.0, 4.0, 1.2, 3.0))),
     setting("edge, 3 categories", 3, quadratic((0.75, 0.25, 0.0), (0.8, 1.4, 0.5))),
     setting("corner, 4 categories", 4, quadratic((0.0, 1.0, 0.0, 0.0), (0.5, 0.9, 0.3, 0.6))),
     setting(
         "mixing law, 3 categories",
         3,
         mixing_law((1.1, 0.8, 1.4), (1.0, 2.4, 0.3), [[-5, -0.5, 0.1], [0.2, -5, -1.2], [-0.6, 0, -4]]),
+        base=(0.45, 0.25, 0.3),
     ),
     setting(
         "mixing law, 4 categories",
@@ -145,6 +149,7 @@ SETTINGS = (
             (0.5, 2.6, 0.3, 1.4),
             [[-6, -0.4, 0, 0.1], [0.1, -5, 0, -1.5], [-0.8, 0, -4, 0.2], [0, -1, 0.1, -6]],
         ),
+        base=(0.4, 0.15, 0.3, 0.15),
     ),
 )
 """None of them is among those that the rule's constants were chosen on, which were drawn at random."""
