@@ -58,15 +58,16 @@ test: $(INSTALLED) ## Run all tests
 test-fast: $(INSTALLED) ## Run the tests that need no cluster and take seconds
 	$(BIN)/pytest -m "not ray and not slow"
 
-bench: $(INSTALLED) ## Measure model, training step and data beside their peers
+bench: $(INSTALLED) $(QUICKSTART_DATA) ## Measure model, training step and data beside their peers
 	$(BIN)/python benchmarks/moe/layer.py
 	$(BIN)/python benchmarks/moe/step.py
+	$(BIN)/python benchmarks/train/step_overhead.py examples/quickstart.yaml
 	$(BIN)/python benchmarks/data/packing.py
 	$(BIN)/python benchmarks/data/dedup.py
 	$(BIN)/python benchmarks/data/dedup_ray.py
 
 # axolotl pins other versions of what this project needs; its packing works with these.
-bench-peers: $(INSTALLED) ## Install what the benchmarks of data compare with
+bench-peers: $(INSTALLED) ## Install what the benchmarks of data and training compare with
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[bench]"
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps axolotl==0.19.0
 

@@ -22,6 +22,7 @@ import statistics
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,9 @@ from moe.config import MoEConfig
 from moe.init import initialize
 from moe.model import HybridModel, PackedBatch
 from ray_jobs.train.loss import completion_loss
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 CONFIG = MoEConfig(
     vocab_size=8192,
@@ -51,8 +55,8 @@ Loss = Callable[[], Tensor]
 class Row:
     """One packed row: `tokens_T`, `trained_T`, `lengths`."""
 
-    def __init__(self) -> None:
-        generator = torch.Generator().manual_seed(0)
+    def __init__(self, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
         lengths: list[int] = []
         while sum(lengths) < NUM_TOKENS:  # a lognormal of median 250
             drawn = int(250 * torch.randn(1, generator=generator).mul(0.9).exp())
@@ -85,8 +89,8 @@ def sleddog(dtype: torch.dtype, row: Row) -> tuple[nn.Module, Loss]:
     return model, loss
 
 
-def transformers_model(dtype: torch.dtype, row: Row) -> tuple[nn.Module, Loss]:
-    """Qwen2-MoE of the same sizes."""
+def qwen2_moe() -> PreTrainedModel:
+    """Hugging Face's model of the same sizes, with the kernels that are its best on a CPU."""
     from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
     config = Qwen2MoeConfig(
@@ -107,7 +111,12 @@ def transformers_model(dtype: torch.dtype, row: Row) -> tuple[nn.Module, Loss]:
     )
     config._experts_implementation = "grouped_mm"  # noqa: SLF001  what from_pretrained sets
     config._attn_implementation = "sdpa"  # noqa: SLF001
-    model = Qwen2MoeForCausalLM(config).to(dtype)
+    return Qwen2MoeForCausalLM(config)
+
+
+def transformers_model(dtype: torch.dtype, row: Row) -> tuple[nn.Module, Loss]:
+    """Qwen2-MoE of the same sizes."""
+    model = qwen2_moe().to(dtype)
     positions_1T = Documents.from_lengths(row.lengths).positions_T[None]
     labels_1T = row.tokens_T.where(row.trained_T, -100)[None]
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _EXPERTS = "experts"
 
 
-def _import_deepspeed() -> Any:
+def import_deepspeed() -> Any:
     """DeepSpeed, without its shared-memory reduction for CPUs.
 
     That one is compiled at its first use, under a lock file; a worker killed meanwhile leaves the file behind, and
@@ -54,7 +54,7 @@ def expert_parallel_group(size: int) -> ExpertParallel:
     """
     if size == 1:
         return ExpertParallel()
-    deepspeed = _import_deepspeed()
+    deepspeed = import_deepspeed()
     from deepspeed.utils import groups
 
     deepspeed.init_distributed(dist_backend=dist.get_backend(), dist_init_required=False)
@@ -140,7 +140,7 @@ def build_engine(step: TrainingStep, spec: JobSpec) -> DeepSpeedEngine:
         step: holds the model, weights filled in; frozen parameters already marked.
         spec: the job's.
     """
-    deepspeed = _import_deepspeed()
+    deepspeed = import_deepspeed()
     parallel = step.model.parallel
     if parallel.size > 1:
         _mark_experts(step, parallel.size)
