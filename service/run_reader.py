@@ -16,7 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from service.errors import InvalidSettingsError
 from service.spec.event import EVENTS_DIRECTORY, REPORT_FILE, SPEC_FILE, Event
-from service.spec.sweep_results import SWEEP_FILE, SWEEP_PAGE_FILE, SweepResults
+from service.spec.sweep_results import REPORT_PAGE_FILE, SWEEP_FILE, SweepResults
 
 
 def require_writable(runs_url: str) -> None:
@@ -85,7 +85,7 @@ def read_sweep(run_url: str) -> SweepResults | None:
 
 def read_sweep_page(run_url: str) -> bytes | None:
     """A sweep's report as HTML; None until it is written."""
-    return _read(run_url, SWEEP_PAGE_FILE)
+    return _read(run_url, REPORT_PAGE_FILE)
 
 
 def _read(run_url: str, name: str) -> bytes | None:

@@ -29,6 +29,7 @@ from service.command_line import (
     out,
     print_json,
 )
+from service.errors import JobFailedError
 from service.spec.resources import Page
 from service.spec.sweep_results import Candidate, Trial, TrialStatus
 
@@ -59,8 +60,13 @@ def run(
     with local_service(data_dir, err) if url is None else connected(url, api_key, data_dir) as client:
         sweep = client.sweeps.create(spec)
         err.print(f"Posted {spec_file} as {sweep.id}", highlight=False)
-        with cancelled_on_exit(sweep.cancel):
-            _follow(client, sweep)
+        try:
+            with cancelled_on_exit(sweep.cancel):
+                _follow(client, sweep)
+        except JobFailedError:
+            if client.sweeps.find_results(sweep.id) is not None:
+                _print_results(sweep, as_json=as_json)
+            raise
         _print_results(sweep, as_json=as_json)
         if train_best:
             _train_best(client, sweep, as_json=as_json)

@@ -16,7 +16,7 @@ from service.client.tables import titled_table
 from service.spec.resources import Sweep, SweepProgress
 from service.spec.sweep import HELD_OUT_LOSS
 from service.spec.sweep_results import (
-    SWEEP_PAGE_FILE,
+    REPORT_PAGE_FILE,
     Agreement,
     Candidate,
     Estimate,
@@ -114,15 +114,19 @@ def print_sweep(results: SweepResults, console: Console, run_url: str) -> None:
         )
     )
     console.print(Group(*parts))
-    console.print(f"Report  {run_url}/{SWEEP_PAGE_FILE}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"Report  {run_url}/{REPORT_PAGE_FILE}", highlight=False, markup=False, soft_wrap=True)
 
 
 def leaderboard_table(results: SweepResults, stage: StageResult, *, only_beams: bool = False) -> Table:
     """A stage's candidates, the best first."""
     candidates = leaderboard(results, stage.name, only_beams=only_beams)
     metrics = sorted({name for candidate in candidates for name in candidate.gains})
-    noise = "" if stage.noise is None else f", one trial's noise {stage.noise:.2%}"
-    table = titled_table(f"\nStage {stage.name}: {stage.num_trials} trials{noise}", "candidate")
+    notes = [f"{stage.num_trials} trials"]
+    if stage.noise is not None:
+        notes.append(f"one trial's noise {stage.noise:.2%}")
+    if stage.ended_by is not None:
+        notes.append(f"ended by {stage.ended_by.replace('_', ' ')}")
+    table = titled_table(f"\nStage {stage.name}: {', '.join(notes)}", "candidate")
     for column, justify in [("#", "right"), ("mix", "left"), ("score", "right")]:
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     for name in metrics:

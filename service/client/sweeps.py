@@ -1,8 +1,10 @@
 """`client.sweeps`, and the handle on one sweep that `create` and `get` give.
 
-sweep = client.sweeps.create(load_sweep("sweep.yaml"))
-sweep.wait(progress=True)
-job = client.jobs.create_from(sweep.best())
+    sweep = client.sweeps.create(load_sweep("sweep.yaml"))
+    sweep.wait(progress=True)
+    job = client.jobs.create_from(sweep.best())
+
+A handle's fields say how the sweep stood when it was asked for; its methods ask anew.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ class Promotion(Resource):
 def job_of_candidate(spec: SweepSpec, candidate: Candidate) -> JobSpec:
     """The base job, on its own model and for its own number of steps, with a candidate's mix and other values.
 
-    How often a category may be repeated, and its cap, stay as in the base job's mix.
+    How often a category may be repeated, and its cap, stay as in the base job's mix. A candidate without a mix of its
+    own has the base job's.
 
     Raises:
         InvalidSpecError: its values make no job together.
@@ -32,9 +33,7 @@ def job_of_candidate(spec: SweepSpec, candidate: Candidate) -> JobSpec:
     changes: dict[str, JsonValue] = dict(candidate.fields)
     if candidate.left_out is not None:
         changes["data.leave_out"] = [*base.leave_out, candidate.left_out]
-    if candidate.mixture is None:
-        changes["data.mixture"] = None
-    else:
+    if candidate.mixture is not None:
         limits = {category: share.model_dump() for category, share in (base.mixture or {}).items()}
         changes["data.mixture"] = {
             category: limits.get(category, {}) | {"share": share} for category, share in candidate.mixture.items()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas
 
 SWEEP_FILE = "sweep.json"
-SWEEP_PAGE_FILE = "report.html"
+REPORT_PAGE_FILE = "report.html"
 """The report for people, left in the run directory when the sweep ends."""
 
 TrialStatus = Literal["pending", "running", "succeeded", "stopped", "failed"]

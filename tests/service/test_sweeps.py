@@ -23,7 +23,7 @@ from service.spec.job import JobSpec
 from service.spec.promotion import job_of_candidate
 from service.spec.resources import Job, Sweep, SweepProgress
 from service.spec.sweep import SweepSpec
-from service.spec.sweep_results import SWEEP_FILE, SWEEP_PAGE_FILE, Candidate, SweepResults
+from service.spec.sweep_results import REPORT_PAGE_FILE, SWEEP_FILE, Candidate, SweepResults
 from service.store.store import _MIGRATIONS, Store, migrate, open_engine
 from tests.conftest import set_at
 from tests.service.recording_backend import RecordingBackend
@@ -237,6 +237,10 @@ def test_a_candidate_keeps_the_base_mixs_limits_and_brings_its_own_values(sweep_
     assert (job.data.mixture["math"].share, job.data.mixture["math"].max_epochs) == (0.2, 3)
     assert (job.train.learning_rate, job.train.max_steps) == (3e-4, None)
     without = found.model_copy(update={"mixture": None, "fields": {}, "left_out": "rhymes"})
+    with pytest.raises(InvalidSpecError, match="must be 0: all sources of the category are left out"):
+        job_of_candidate(spec, without)
+    sweep_document["base"]["data"]["mixture"] = None
+    spec = SweepSpec.model_validate(sweep_document)
     job = job_of_candidate(spec, without)
     assert (job.data.mixture, job.data.leave_out) == (None, ("rhymes",))
     with pytest.raises(InvalidSpecError, match="candidate c makes no job: no source is left"):
@@ -250,7 +254,7 @@ def test_the_report_is_a_page(client: Client, http: TestClient, sweep: Sweep) ->
     with pytest.raises(NotFoundError, match="is queued; a report is there once it has ended"):
         client.sweeps.report(sweep.id)
     Path(sweep.run_url).mkdir(parents=True)
-    (Path(sweep.run_url) / SWEEP_PAGE_FILE).write_text("<h1>Mixes · 5 %</h1>")
+    (Path(sweep.run_url) / REPORT_PAGE_FILE).write_text("<h1>Mixes · 5 %</h1>")
     assert client.sweeps.get(sweep.id).report() == "<h1>Mixes · 5 %</h1>"
     assert http.get(f"/v1/sweeps/{sweep.id}/report").headers["content-type"] == "text/html; charset=utf-8"
 
@@ -262,7 +266,7 @@ def test_the_awaited_client_does_what_the_blocking_one_does(
         async with AsyncClient(url, key) as awaited:
             assert await awaited.sweeps.find_results(sweep.id) is None
             write_results(sweep, results)
-            (Path(sweep.run_url) / SWEEP_PAGE_FILE).write_text("page")
+            (Path(sweep.run_url) / REPORT_PAGE_FILE).write_text("page")
             second = await awaited.sweeps.create(sweep_spec, idempotency_key="k")
             assert second.id == client.sweeps.create(sweep_spec, idempotency_key="k").id
             best = await awaited.sweeps.best(sweep.id)
