@@ -26,25 +26,29 @@ def require_possible(spec: JobSpec | SweepSpec, backend: Backend) -> None:
         SourceNotFoundError: a file is missing; with the field's path.
         InvalidSpecError: its workers will never find room; with the field's path.
     """
-    for prefix, job in _jobs_of(spec):
+    for prefix, job, is_run in _jobs_of(spec):
         try:
             _require_files(job, backend)
-            _require_room(job, backend)
+            if is_run:
+                _require_room(job, backend)
         except (SourceNotFoundError, InvalidSpecError) as error:
             raise type(error)(error.message, f"{prefix}{error.field}") from None
 
 
-def _jobs_of(spec: JobSpec | SweepSpec) -> Iterator[tuple[str, JobSpec]]:
-    """A job, or those of a sweep that may name other files or workers, with the path to each."""
+def _jobs_of(spec: JobSpec | SweepSpec) -> Iterator[tuple[str, JobSpec, bool]]:
+    """The path to each job that a spec describes, the job, and whether it is run with these workers.
+
+    A sweep runs what its stages make of the base job, which itself may be for a larger cluster.
+    """
     if isinstance(spec, JobSpec):
-        yield "", spec
+        yield "", spec, True
         return
-    yield "base.", spec.base
+    yield "base.", spec.base, False
     for number, stage in enumerate(spec.stages):
-        yield f"stages.{number}.changes.", changed(spec.base, stage.changes)
+        yield f"stages.{number}.changes.", changed(spec.base, stage.changes), True
     for number, axis in enumerate(spec.axes.fields):
         for choice, value in enumerate(axis.values if isinstance(axis, ChoiceAxis) else ()):
-            yield f"axes.fields.{number}.values.{choice}.", changed(spec.base, {axis.path: value})
+            yield f"axes.fields.{number}.values.{choice}.", changed(spec.base, {axis.path: value}), False
 
 
 def _require_room(spec: JobSpec, backend: Backend) -> None:

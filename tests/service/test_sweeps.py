@@ -126,6 +126,11 @@ def test_what_can_never_find_room_is_refused_with_the_reason(
     with pytest.raises(InvalidSpecError, match="need 4 CPUs") as caught:
         client.jobs.create(JobSpec.model_validate(sweep_document["base"]))
     assert caught.value.field == "parallel.num_workers"
+    for stage in sweep_document["stages"]:
+        stage["changes"] = {"parallel.cpus_per_worker": 1.0}
+    sweep = client.sweeps.create(SweepSpec.model_validate(sweep_document))
+    assert sweep.status == "queued", "the base job itself may be for a larger cluster"
+    sweep_document["stages"][1]["changes"] = workers
     backend.max_cpus = None
     assert client.sweeps.create(SweepSpec.model_validate(sweep_document)).status == "queued", "the cluster may grow"
 
