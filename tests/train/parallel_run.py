@@ -54,7 +54,6 @@ STEPS_KEPT = 10
 LEARNING_RATE, ADAM_EPS, CLIP_NORM, WEIGHT_DECAY = 1e-2, 1e-2, 0.2, 0.1
 BALLAST = 100_000_000
 """Bytes that each worker holds more than the one before it, so that their memory differs."""
-LEARNING_RATE, ADAM_EPS, CLIP_NORM = 1e-2, 1e-2, 0.2
 
 
 def job_spec(options: argparse.Namespace, num_workers: int) -> JobSpec:
