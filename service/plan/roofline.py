@@ -48,16 +48,18 @@ def plan_compute(layout: Layout, request: PlanRequest) -> ComputePlan:
 
     head_weights = config.hidden_size * config.vocab_size
     dense_weights = layout.num_dense - 2 * head_weights
-    trained = layout.trained_parts
+    trained, back = layout.trained_parts, layout.num_layers_passed / config.num_layers
+    # both products of attention have a gradient, also where the weights around it have none
+    attention_s = back * (not trained.dense) * forward.attention / rate
     dense_pass, expert_pass = product_s(of_dense, dense_weights, 1), product_s(busiest, layout.num_expert, 1)
     # each number that a layer keeps is written and read once forward, and as much for it and for its gradient backward
     kept = config.num_layers * layout.num_tokens * layout.number_bytes * config.num_activations()
     of_micro_batch = {
-        "attention_and_mlp_s": (2 + trained.dense) * dense_pass,
-        "experts_s": (2 + trained.experts) * expert_pass,
+        "attention_and_mlp_s": (1 + back * (1 + trained.dense)) * dense_pass + attention_s,
+        "experts_s": (1 + back * (1 + trained.experts)) * expert_pass,
         "head_s": product_s(forward.head, head_weights, 2 + trained.dense),
         "recomputation_s": dense_pass + expert_pass if is_recomputed else 0.0,
-        "memory_traffic_s": (8 if is_recomputed else 6) * kept / bandwidth,
+        "memory_traffic_s": ((4 if is_recomputed else 2) + 4 * back) * kept / bandwidth,
     }
     seconds = {name: layout.num_micro_batches * value for name, value in of_micro_batch.items()}
     return ComputePlan(**seconds, optimiser_s=_OPTIMISER_TRAFFIC_BYTES * layout.num_owned / bandwidth)

@@ -109,6 +109,21 @@ def test_frozen_experts_have_no_gradients_anywhere() -> None:
     assert plan.step.compute.experts_s == pytest.approx(plan_job(arctic()).step.compute.experts_s * 2 / 3)
 
 
+def test_router_only_tuning_goes_back_through_all_layers_but_the_first() -> None:
+    full, plan = plan_job(arctic()), plan_job(arctic(job__train__tuning="router_only"))
+    assert plan.memory.optimiser == 12 * (MoEConfig().num_router_params() // 256)
+    assert plan.data.checkpoint_bytes == 12 * MoEConfig().num_router_params()
+    assert collectives(plan)["gradients, dense"].bytes == 2 * MoEConfig().num_router_params()
+    dispatch = "tokens to experts and back"
+    assert collectives(plan)[dispatch].calls == 2 * (35 + 35 + 34)
+    # forward, and back once where full tuning goes back twice
+    passes = 1 + 34 / 35
+    assert plan.step.compute.experts_s == pytest.approx(full.step.compute.experts_s * passes / 3)
+    assert plan.step.compute.head_s == pytest.approx(full.step.compute.head_s * 2 / 3)
+    assert passes / 3 < plan.step.compute.attention_and_mlp_s / full.step.compute.attention_and_mlp_s < 1
+    assert plan.step.compute.recomputation_s == full.step.compute.recomputation_s
+
+
 def test_what_does_not_fit_is_told_what_to_change() -> None:
     too_much = {"job__train__activation_checkpointing": False, "job__parallel__expert_parallel_size": 64}
     plan = plan_job(arctic(**too_much))
