@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from service.advise_commands import advise_app
 from service.client.client import DEFAULT_URL, Client
 from service.client.plan_view import print_plan
 from service.client.progress_view import ProgressView, describe_progress
@@ -40,6 +41,7 @@ from service.sweep_commands import sweep_app
 app = typer.Typer(no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(sweep_app, name="sweep")
+app.add_typer(advise_app, name="advise")
 
 JobId = Annotated[str, typer.Argument(help="As `sleddog jobs` lists it.")]
 SpecFile = Annotated[Path, typer.Argument(help="A job's spec: YAML, TOML or JSON.")]

@@ -21,6 +21,7 @@ from moe.hf import load_checkpoint, read_config
 from moe.model import HybridModel
 from ray_jobs.train.checkpoint import read_manifest
 from service.cli import app
+from service.client.freeze_advice import advise_freeze
 from service.errors import JobFailedError
 from service.spec.job import JobSpec
 from tests.conftest import write_rows
@@ -203,6 +204,19 @@ def test_the_export_is_a_whole_checkpoint_and_starts_another_job_by_the_python_e
     before, after = exported(system, undisturbed), exported(system, again)
     for key, tensor in after.items():
         assert torch.equal(tensor, before[key]) == (".block_sparse_moe." in key), key
+
+
+@pytest.mark.timeout(600)  # two jobs
+def test_the_freeze_advisor_reads_what_its_jobs_report(system: System, long_document: dict[str, Any]) -> None:
+    spec = JobSpec.model_validate(long_document)
+    full, routers = advise_freeze(system.client, spec, steps=4, modes=["router_only"]).modes
+    assert full.result.before == pytest.approx(routers.result.before), "both start from the same weights"
+    assert (full.verdict, routers.result.steps) == ("reference", 4)
+    assert 0 < routers.result.num_trained_params < 0.01 * full.result.num_trained_params
+    assert full.gain > routers.gain
+    report = system.client.jobs.report(routers.result.job_id)
+    assert report["stages"][0]["reused"], "data is prepared once"
+    assert all(proof["passed"] for start in report["proofs"] for proof in start["proofs"])
 
 
 def test_a_killed_worker_costs_no_step_and_changes_no_weight(
