@@ -190,6 +190,24 @@ PRESETS: dict[str, MoEConfig] = {
         expert_intermediate_size=128,
         num_experts=8,
     ),
+    "quickstart-1m": MoEConfig(
+        vocab_size=4096,
+        hidden_size=96,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        expert_intermediate_size=96,
+        num_experts=8,
+    ),
+    "quickstart-3m": MoEConfig(
+        vocab_size=4096,
+        hidden_size=176,
+        num_layers=4,
+        num_heads=4,
+        num_kv_heads=2,
+        expert_intermediate_size=176,
+        num_experts=8,
+    ),
 }
 """Architectures by name.
 
@@ -197,5 +215,5 @@ The proxies, for ablations over data mixes, are designs of ours: Arctic made nar
 width 128, 7 query heads a key-value head, experts of 19/28 of the width, 128 experts, top 2), which allows widths in
 steps of 896. `proxy-7b` is 5/8 as wide and as deep: 6.86B parameters active of 187.1B. `proxy-2b` is 3/8 as wide, and
 27 layers deep so as to come to 2.00B active, of 52.0B. `quickstart` is small enough for two CPU cores to train it in
-about two minutes.
+about two minutes; `quickstart-1m` and `quickstart-3m`, of 1.0M and 2.9M active parameters, are proxies of its kind.
 """

@@ -25,9 +25,11 @@ from service.spec.job import JobSpec
 
 
 def read_events(run: RunDirectory) -> list[Event]:
-    """All events of a run, in order of writing."""
+    """All events of a run, in order of writing; none where it has not begun."""
     filesystem, directory = url_to_fs(run.join(EVENTS_DIRECTORY))
     filesystem.invalidate_cache(directory)
+    if not filesystem.exists(directory):
+        return []
     paths = sorted(path for path in filesystem.ls(directory, detail=False) if path.endswith(".jsonl"))
     lines = [line for path in paths for line in filesystem.cat_file(path).splitlines()]
     return [Event.model_validate_json(line) for line in lines]

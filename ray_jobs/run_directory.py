@@ -10,6 +10,10 @@
                     exports/<try>.json   says that it is whole and verified; none is before
                     tensorboard/         TensorBoard's event files; likewise wandb/, when asked for
                     report.json          the outcome
+    <root>/<sweep id>/spec.json          the SweepSpec
+                      events/*.jsonl     likewise
+                      trials/<trial>/    a run directory each, without exports; `trial.json` says that it has ended
+                      sweep.json         what was found so far
     <root>/prepared/<hash>/              prepared data, shared by all jobs of this root
 
 Files appear whole or not at all: written beside their place, then moved; on object stores a put is atomic by itself.
@@ -40,6 +44,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from service.spec.event import EVENTS_DIRECTORY, REPORT_FILE, SPEC_FILE, Event, EventType, segment_name
 from service.spec.job import JobSpec
+from service.spec.sweep import SweepSpec
 
 CHECKPOINTS_DIRECTORY = "checkpoints"
 
@@ -87,8 +92,16 @@ class RunDirectory:
 
     def read_spec(self) -> JobSpec:
         """The job's spec, as the control plane stored it."""
+        return JobSpec.model_validate_json(self._read_spec())
+
+    def read_sweep_spec(self) -> SweepSpec:
+        """The spec, where the run is a sweep's."""
+        return SweepSpec.model_validate_json(self._read_spec())
+
+    def _read_spec(self) -> bytes:
         with fsspec.open(self.join(SPEC_FILE), "rb") as file:
-            return JobSpec.model_validate_json(file.read())
+            content: bytes = file.read()
+        return content
 
     def write_json(self, name: str, document: dict[str, Any]) -> str:
         """Write a document; returns its URL."""
@@ -138,7 +151,10 @@ class EventWriter:
 
     def emit(self, type: EventType, *, stage: str | None = None, message: str = "", **data: Any) -> None:
         """Queue an event; `data` as `service.spec.event.Event` lists it for the type."""
-        event = Event(type=type, stage=stage, attempt=self._attempt, message=message, data=data)
+        self.put(Event(type=type, stage=stage, attempt=self._attempt, message=message, data=data))
+
+    def put(self, event: Event) -> None:
+        """Queue an event."""
         with self._lock:
             self._pending.append(event)
 

@@ -108,6 +108,13 @@ class WorkerLostError(SleddogError, RuntimeError):
     fault = "infrastructure"
 
 
+class TrialsFailedError(SleddogError, RuntimeError):
+    """More trials of a sweep failed than its spec allows."""
+
+    code = "trials_failed"
+    fault = "user"
+
+
 class NonFiniteLossError(SleddogError, ArithmeticError):
     """The gradient is NaN or infinite, several steps in a row."""
 

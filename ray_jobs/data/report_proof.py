@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ray_jobs.data.html_parts import details, paragraph, preformatted, spaced, table
+from ray_jobs.html.parts import details, paragraph, preformatted, spaced, table
 
 _DOCUMENT_COLUMNS = ("begin", "end", "part", "position", "head", "start", "is_whole", "sha256")
 

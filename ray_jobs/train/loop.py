@@ -68,6 +68,8 @@ class WorkerConfig:
         packed_url: packed rows, with `train/` and `held_out/`.
         tokenizer_url: the tokenizer's directory.
         categories: names, in the order of their indices.
+        is_trial: whether the run is a sweep's: it is not evaluated before training, and nothing is exported.
+        rungs: further steps to evaluate at, where a sweep compares its trials.
     """
 
     run_url: str
@@ -75,6 +77,8 @@ class WorkerConfig:
     packed_url: str
     tokenizer_url: str
     categories: tuple[str, ...]
+    is_trial: bool = False
+    rungs: tuple[int, ...] = ()
 
 
 def run_worker(config: dict[str, Any]) -> None:
@@ -140,7 +144,7 @@ class Worker:
                 self._settle(start, self._prove(resumed))
             elif resumed.cursor is not None:
                 check_cursor(resumed.cursor, self.order, start)
-            if start == 0 and not self._agree(lambda: self._is_evaluated("before", 0)):
+            if start == 0 and not self.settings.is_trial and not self._agree(lambda: self._is_evaluated("before", 0)):
                 self.evaluate("before", 0)
             self.train(resumed.state)
             if start == last:
@@ -150,6 +154,8 @@ class Worker:
         with self._finishing("evaluate", reused=evaluated):
             if not evaluated:
                 self.evaluate("after", last)
+        if self.settings.is_trial:
+            return
         exported = self._agree(lambda: committed_step(self.run) == last)
         self._emit("stage.started", "export")
         with self._finishing("export", reused=exported):
@@ -284,7 +290,8 @@ class Worker:
     def _evaluate_if_due(self, step: int) -> None:
         """Evaluate within training, as often as the spec says; the last step is left to the stage behind it."""
         every, when = self.spec.evaluate.every_steps, f"step-{step}"
-        if every is None or step % every or step == self.total_steps:
+        is_due = step in self.settings.rungs or (every is not None and step % every == 0)
+        if not is_due or step == self.total_steps:
             return
         if not self._agree(lambda: self._is_evaluated(when, step)):
             self.evaluate(when, step)

@@ -25,6 +25,9 @@ from ray_jobs.train.loop import WorkerConfig, run_worker
 from ray_jobs.train.placement import await_room
 from service.spec.job import JobSpec
 
+RAY_TRAIN_DIRECTORY = "ray_train"
+"""Below the run directory; nothing that anyone needs."""
+
 
 def train(run: RunDirectory, spec: JobSpec, config: WorkerConfig, tell: Callable[[str], None]) -> None:
     """Train, evaluate and export; returns when all is done.
@@ -40,8 +43,8 @@ def train(run: RunDirectory, spec: JobSpec, config: WorkerConfig, tell: Callable
         WorkerLostError: they died more often than the spec allows.
         SleddogError: what a worker raised.
     """
-    use_gpu = _use_gpu(spec)
-    resources: dict[str, float] = {"CPU": spec.parallel.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
+    resources = worker_resources(spec)
+    use_gpu = "GPU" in resources
     os.environ[WORKER_GROUP_START_TIMEOUT_S_ENV_VAR] = str(spec.parallel.placement_timeout_s)  # no other place for it
     for start in itertools.count(1):
         scaling = ScalingConfig(
@@ -54,7 +57,7 @@ def train(run: RunDirectory, spec: JobSpec, config: WorkerConfig, tell: Callable
             scaling_config=scaling,
             run_config=RunConfig(
                 name=f"attempt-{config.attempt}-start-{start}",
-                storage_path=run.join("ray_train"),
+                storage_path=run.join(RAY_TRAIN_DIRECTORY),
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             ),
         )
@@ -67,6 +70,11 @@ def train(run: RunDirectory, spec: JobSpec, config: WorkerConfig, tell: Callable
             tell(f"restart {start} of at most {spec.parallel.max_worker_failures}: {cause}")
         else:
             return
+
+
+def worker_resources(spec: JobSpec) -> dict[str, float]:
+    """What each worker reserves; Ray is connected."""
+    return {"CPU": spec.parallel.cpus_per_worker} | ({"GPU": 1.0} if _use_gpu(spec) else {})
 
 
 def _use_gpu(spec: JobSpec) -> bool:

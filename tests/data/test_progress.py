@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ray_jobs import finetune
+from ray_jobs import driver
 from service.spec.event import Event
 from service.store.progress import fold_progress
 
@@ -22,13 +22,13 @@ class Events:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
-    monkeypatch.setattr(finetune.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(driver.time, "monotonic", lambda: now[0])
     return now
 
 
 def test_the_time_to_the_end_follows_from_the_pace_of_this_start(clock: list[float]) -> None:
     events = Events()
-    progress = finetune._Progress(events)  # type: ignore[arg-type]
+    progress = driver.PrepareProgress(events)  # type: ignore[arg-type]
     told = []
     for now, done in ((100, 20), (102, 21), (110, 25), (111, 30)):  # 20 were there already
         clock[0] = now

@@ -1,0 +1,1 @@
+"""Pages that stand by themselves: no script, nothing loaded, every word escaped."""

@@ -1,0 +1,207 @@
+"""One trial of a sweep: a mix is packed, a proxy trained on it, and the held-out loss measured.
+
+A trial has a run directory of its own below the sweep's, in which it leaves what any training leaves, and which it
+resumes from. `trial.json` is written last: a trial that has it has ended, and never runs again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fsspec.core import url_to_fs
+
+from ray_jobs.data.prepare import prepare
+from ray_jobs.evaluate.run import read_summaries
+from ray_jobs.report import read_events
+from ray_jobs.run_directory import CHECKPOINTS_DIRECTORY, EventWriter, RunDirectory
+from ray_jobs.train.loop import HELD_OUT_FILE, WorkerConfig
+from ray_jobs.train.trainer import RAY_TRAIN_DIRECTORY, train
+from ray_jobs.tune.beam import PlannedTrial
+from ray_jobs.tune.objective import rung_score
+from ray_jobs.tune.rungs import rung_steps
+from service.spec.event import SPEC_FILE, Event
+from service.spec.job import JobSpec
+from service.spec.sweep import HELD_OUT_LOSS, SweepSpec, changed, is_loss
+from service.spec.sweep_results import Trial, TrialStatus
+
+TRIAL_FILE = "trial.json"
+_CURVE_POINTS = 200
+
+
+def trial_directory(sweep: RunDirectory, trial: str) -> RunDirectory:
+    """Where a trial of a sweep runs."""
+    return RunDirectory(sweep.join("trials", trial))
+
+
+def trial_spec(spec: SweepSpec, planned: PlannedTrial) -> JobSpec:
+    """The job that a trial is, but for its epochs, which `max_steps` decides.
+
+    Args:
+        spec: the sweep's.
+        planned: the trial.
+    """
+    base, [stage] = spec.base, [stage for stage in spec.stages if stage.name == planned.stage]
+    names = {metric.name for metric in spec.objective.metrics} | {c.metric for c in spec.objective.constraints}
+    measured = {name.split(".")[0] for name in names if not is_loss(name)}
+    changes: dict[str, Any] = {
+        **stage.changes,
+        **planned.fields,
+        "seed": planned.seed,
+        "data.seed": base.seed if base.data.seed is None else base.data.seed,
+        "train.max_steps": stage.max_steps,
+        "evaluate.prompts": [],
+        "evaluate.tasks": [task.model_dump(mode="json") for task in base.evaluate.tasks if task.label in measured],
+        "evaluate.every_steps": None,
+    }
+    if planned.mixture is not None:
+        before = base.data.mixture or {}
+        changes["data.mixture"] = {
+            category: (before[category].model_dump() if category in before else {}) | {"share": share}
+            for category, share in planned.mixture.items()
+        }
+    if planned.left_out is not None:
+        changes["data.leave_out"] = [*base.data.leave_out, planned.left_out]
+    return changed(base, changes)
+
+
+@dataclass(frozen=True)
+class TrialRun:
+    """A trial that runs, or has run.
+
+    Attributes:
+        sweep: the sweep's run directory.
+        spec: the sweep's.
+        planned: the trial.
+    """
+
+    sweep: RunDirectory
+    spec: SweepSpec
+    planned: PlannedTrial
+
+    @property
+    def directory(self) -> RunDirectory:
+        """The trial's own."""
+        return trial_directory(self.sweep, self.planned.id)
+
+    def run(self) -> None:
+        """Do what is left of it; Ray is connected.
+
+        Raises:
+            SleddogError: it cannot be done.
+        """
+        spec, run = trial_spec(self.spec, self.planned), self.directory
+        attempt = 1 + max((event.attempt for event in read_events(run)), default=0)
+        with EventWriter(run, "driver", attempt) as events:
+            events.emit("job.started")
+            events.flush()
+            prepared = prepare(spec, self.sweep.prepared_url, _quiet)
+            rows = prepared.manifest["packing"]["rows"]
+            assert spec.train.max_steps is not None, "every stage has a number of steps"
+            epochs = math.ceil(spec.train.max_steps * spec.train.global_batch_rows / rows)
+            spec = changed(spec, {"train.epochs": epochs})
+            run.write_json(SPEC_FILE, spec.model_dump(mode="json"))
+            config = WorkerConfig(
+                run_url=run.url,
+                attempt=attempt,
+                packed_url=prepared.url,
+                tokenizer_url=prepared.tokenizer_url,
+                categories=self.spec.categories,
+                is_trial=True,
+                rungs=self.rungs,
+            )
+
+            def tell(message: str) -> None:
+                events.emit("job.warning", stage="train", message=message, kind="workers_restarted")
+
+            train(run, spec, config, tell)
+            events.emit("job.finished")
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """Optimiser steps at which it is compared with others, before its last."""
+        stop, [max_steps] = (
+            self.spec.early_stop,
+            [s.max_steps for s in self.spec.stages if s.name == self.planned.stage],
+        )
+        return () if stop is None else tuple(rung_steps(stop, max_steps))
+
+    def rungs_reached(self) -> dict[int, dict[str, float]]:
+        """All metrics at the rungs so far, by step."""
+        found = {step: self._measured(f"step-{step}") for step in self.rungs}
+        return {step: metrics for step, metrics in found.items() if metrics}
+
+    def end(self, status: TrialStatus, reason: str = "") -> Trial:
+        """Write down that it has ended, and what came of it; what only a resumption would need is removed."""
+        trial = self._describe(status, reason)
+        self.directory.write_json(TRIAL_FILE, trial.model_dump(mode="json"))
+        for name in (CHECKPOINTS_DIRECTORY, RAY_TRAIN_DIRECTORY):
+            filesystem, path = url_to_fs(self.directory.join(name))
+            if filesystem.exists(path):
+                filesystem.rm(path, recursive=True)
+        return trial
+
+    def ended(self) -> Trial | None:
+        """What came of it; None while it has not ended."""
+        document = self.directory.read_json(TRIAL_FILE)
+        return None if document is None else Trial.model_validate(document)
+
+    def _describe(self, status: TrialStatus, reason: str) -> Trial:
+        events = read_events(self.directory)
+        steps = {int(e.data["step"]): e.data for e in events if e.type == "train.step"}  # type: ignore[arg-type]
+        starts = [event for event in events if event.type == "train.started"]
+        workers = len(starts[-1].data["workers"]) if starts else 0  # type: ignore[arg-type]
+        duration_s = _duration_s(events)
+        reached = self.rungs_reached()
+        measured = self._measured("after") or reached.get(max(reached, default=0), {})
+        return Trial(
+            id=self.planned.id,
+            candidate=self.planned.candidate,
+            stage=self.planned.stage,
+            seed=self.planned.seed,
+            status=status,
+            steps=max(steps, default=0),
+            tokens=sum(data["tokens"] for data in steps.values()),  # type: ignore[misc]
+            duration_s=duration_s,
+            worker_seconds=duration_s * workers,
+            metrics=measured,
+            curve=_thinned([(step, float(data["loss"])) for step, data in sorted(steps.items()) if data["loss"]]),  # type: ignore[arg-type]
+            run_url=self.directory.url,
+            rungs={step: rung_score(self.spec.objective, metrics) for step, metrics in reached.items()},
+            reason=reason,
+        )
+
+    def _measured(self, when: str) -> dict[str, float]:
+        """All metrics of an evaluation; none while it has not ended."""
+        held_out = self.directory.read_json(HELD_OUT_FILE.format(when=when))
+        if held_out is None:
+            return {}
+        metrics = _losses(held_out["loss"])
+        for summary in read_summaries(self.directory, self.spec.base.evaluate, (when,)):
+            metrics |= {f"{summary['task']}.{name}": m["score"] for name, m in summary["metrics"].items()}
+        return metrics
+
+
+def _quiet(task: str, done: int, total: int | None, unit: str) -> None:
+    """What a trial prepares takes seconds: nobody needs to be told."""
+
+
+def _losses(by_category: Mapping[str, float]) -> dict[str, float]:
+    losses = {f"{HELD_OUT_LOSS}.{category}": loss for category, loss in by_category.items()}
+    return losses | {HELD_OUT_LOSS: sum(losses.values()) / len(losses)}
+
+
+def _duration_s(events: list[Event]) -> float:
+    """From the first event of each attempt to its last."""
+    times: dict[int, list[float]] = {}
+    for event in events:
+        times.setdefault(event.attempt, []).append(event.time.timestamp())
+    return sum(max(of_attempt) - min(of_attempt) for of_attempt in times.values())
+
+
+def _thinned(curve: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """At most so many of its points, the last one among them."""
+    stride = math.ceil(len(curve) / _CURVE_POINTS) or 1
+    return curve[(len(curve) - 1) % stride :: stride]
