@@ -24,6 +24,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ray_jobs.run_directory import RunDirectory
 from ray_jobs.tune.beam import PlannedTrial
+from ray_jobs.tune.objective import rung_score
 from ray_jobs.tune.sweep import Sweep
 from ray_jobs.tune.trial import TrialRun
 from service.errors import SleddogError
@@ -105,7 +106,7 @@ class _RungScheduler(FIFOScheduler):  # type: ignore[misc]
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:  # noqa: ARG002
         """A trial tells what it has reached."""
         is_behind = "rung" in result and self._sweep.is_behind(
-            PlannedTrial(**trial.config["planned"]), result["rung"], result["metrics"]
+            PlannedTrial(**trial.config["planned"]), result["rung"], result["score"]
         )
         decision: str = TrialScheduler.STOP if is_behind else TrialScheduler.CONTINUE
         return decision
@@ -138,7 +139,7 @@ def _run_trial(config: dict[str, Any]) -> None:
         for step, metrics in trial.rungs_reached().items():
             if step not in told:
                 told.add(step)
-                tune.report({"rung": step, "metrics": metrics})
+                tune.report({"rung": step, "score": rung_score(trial.spec.objective, metrics)})
     ray.get(training)
     tune.report({"ended": True})
 

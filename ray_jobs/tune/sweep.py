@@ -15,7 +15,6 @@ import ray
 from ray_jobs.run_directory import RunDirectory
 from ray_jobs.train.trainer import worker_resources
 from ray_jobs.tune.beam import Advance, PlannedTrial, advance
-from ray_jobs.tune.objective import rung_score
 from ray_jobs.tune.rungs import is_stopped
 from ray_jobs.tune.trial import TrialRun, trial_spec
 from ray_jobs.tune.verdict import verdict
@@ -103,20 +102,20 @@ class Sweep:
         )
         self._write()
 
-    def is_behind(self, planned: PlannedTrial, step: int, metrics: Mapping[str, float]) -> bool:
+    def is_behind(self, planned: PlannedTrial, step: int, score: float) -> bool:
         """Whether a running trial that has reached a rung is to be stopped there; the base mix never is.
 
         Args:
             planned: the trial.
             step: of the rung.
-            metrics: measured there.
+            score: `rung_score` there.
         """
         reached = self._at_rung[planned.stage, step]
-        reached[planned.id] = rung_score(self._spec.objective, metrics)
-        others = [score for trial, score in reached.items() if trial != planned.id]
+        reached[planned.id] = score
+        others = [other for trial, other in reached.items() if trial != planned.id]
         role = next(c.role for c in self._now.results.candidates if c.id == planned.candidate)
         assert self._spec.early_stop is not None, "without it no trial is compared before its end"
-        return role != "base" and is_stopped(reached[planned.id], others, self._spec.early_stop.reduction)
+        return role != "base" and is_stopped(score, others, self._spec.early_stop.reduction)
 
     def results(self) -> SweepResults:
         """All that is known, trials that run included."""

@@ -24,6 +24,7 @@ from ray_jobs.tune.objective import rung_score
 from ray_jobs.tune.rungs import rung_steps
 from service.spec.event import SPEC_FILE, Event
 from service.spec.job import JobSpec
+from service.spec.promotion import changes_of
 from service.spec.sweep import HELD_OUT_LOSS, SweepSpec, changed, is_loss
 from service.spec.sweep_results import Trial, TrialStatus
 
@@ -48,22 +49,16 @@ def trial_spec(spec: SweepSpec, planned: PlannedTrial) -> JobSpec:
     measured = {name.split(".")[0] for name in names if not is_loss(name)}
     changes: dict[str, Any] = {
         **stage.changes,
-        **planned.fields,
+        **changes_of(base, planned.mixture, planned.fields, planned.left_out),
         "seed": planned.seed,
         "data.seed": base.seed if base.data.seed is None else base.data.seed,
         "train.max_steps": stage.max_steps,
         "evaluate.prompts": [],
         "evaluate.tasks": [task.model_dump(mode="json") for task in base.evaluate.tasks if task.label in measured],
         "evaluate.every_steps": None,
+        # trackers know a run by its job's id, which a trial has none of; the sweep's results hold its curve
+        "track": {"tensorboard": False},
     }
-    if planned.mixture is not None:
-        before = base.data.mixture or {}
-        changes["data.mixture"] = {
-            category: (before[category].model_dump() if category in before else {}) | {"share": share}
-            for category, share in planned.mixture.items()
-        }
-    if planned.left_out is not None:
-        changes["data.leave_out"] = [*base.data.leave_out, planned.left_out]
     return changed(base, changes)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pydantic import JsonValue, ValidationError
 
 from service.errors import InvalidSpecError, NotFoundError
@@ -20,26 +22,38 @@ class Promotion(Resource):
     """Ready to be posted."""
 
 
+def changes_of(
+    base: JobSpec, mixture: Mapping[str, float] | None, fields: Mapping[str, JsonValue], left_out: str | None
+) -> dict[str, JsonValue]:
+    """What a candidate changes in the base job, by dotted path.
+
+    How often a category may be repeated, and its cap, stay as in the base job's mix.
+
+    Args:
+        base: the job.
+        mixture: share by category; None leaves the base job's.
+        fields: values of the further axes, by dotted path.
+        left_out: the source that it does without.
+    """
+    changes: dict[str, JsonValue] = dict(fields)
+    if left_out is not None:
+        changes["data.leave_out"] = [*base.data.leave_out, left_out]
+    if mixture is not None:
+        limits = {category: share.model_dump() for category, share in (base.data.mixture or {}).items()}
+        changes["data.mixture"] = {
+            category: limits.get(category, {}) | {"share": share} for category, share in mixture.items()
+        }
+    return changes
+
+
 def job_of_candidate(spec: SweepSpec, candidate: Candidate) -> JobSpec:
     """The base job, on its own model and for its own number of steps, with a candidate's mix and other values.
-
-    How often a category may be repeated, and its cap, stay as in the base job's mix. A candidate without a mix of its
-    own has the base job's.
 
     Raises:
         InvalidSpecError: its values make no job together.
     """
-    base = spec.base.data
-    changes: dict[str, JsonValue] = dict(candidate.fields)
-    if candidate.left_out is not None:
-        changes["data.leave_out"] = [*base.leave_out, candidate.left_out]
-    if candidate.mixture is not None:
-        limits = {category: share.model_dump() for category, share in (base.mixture or {}).items()}
-        changes["data.mixture"] = {
-            category: limits.get(category, {}) | {"share": share} for category, share in candidate.mixture.items()
-        }
     try:
-        return changed(spec.base, changes)
+        return changed(spec.base, changes_of(spec.base, candidate.mixture, candidate.fields, candidate.left_out))
     except ValidationError as error:
         fault = field_errors(error.errors(), spec.base.model_dump(mode="json"))[0]
         raise InvalidSpecError(f"candidate {candidate.id} makes no job: {fault.message}", fault.field) from None

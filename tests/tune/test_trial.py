@@ -1,0 +1,82 @@
+"""What a trial trains: the base job, with a stage's model, a candidate's mix and the sweep's own settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ray_jobs.run_directory import RunDirectory
+from ray_jobs.tune.beam import PlannedTrial
+from ray_jobs.tune.trial import TrialRun, trial_spec
+from service.spec.sweep import SweepSpec
+
+
+@pytest.fixture
+def spec(job_document: dict[str, Any]) -> SweepSpec:
+    [source] = job_document["data"]["sources"]
+    job_document["data"]["sources"] = [source, source | {"name": "rhymes", "category": "general"}]
+    job_document["data"]["mixture"] = {"math": {"share": 1, "max_epochs": 3}, "general": 1}
+    job_document["evaluate"]["tasks"] = [
+        {"kind": "gsm8k", "uri": "file:///gsm8k.jsonl"},
+        {"kind": "humaneval", "uri": "file:///humaneval.jsonl"},
+    ]
+    job_document["evaluate"]["every_steps"] = 2
+    job_document["seed"] = 7
+    return SweepSpec.model_validate(
+        {
+            "name": "mixes",
+            "base": job_document,
+            "axes": {"fields": [{"kind": "choice", "path": "train.learning_rate", "values": [1e-3, 2e-3]}]},
+            "stages": [
+                {"name": "small", "max_steps": 9, "changes": {"train.tuning": "frozen_moe"}},
+                {"name": "large", "max_steps": 90},
+            ],
+            "objective": {"metrics": [{"name": "held_out_loss"}, {"name": "gsm8k.exact_match"}]},
+            "early_stop": {"reduction": 3, "first_rung": 1 / 9},
+        }
+    )
+
+
+def planned(**fields: Any) -> PlannedTrial:
+    values: dict[str, Any] = {
+        "id": "small-r0-c0-s1",
+        "candidate": "small-r0-c0",
+        "stage": "small",
+        "seed": 3,
+        "mixture": {"general": 0.25, "math": 0.75},
+        "fields": {"train.learning_rate": 2e-3},
+        "left_out": None,
+    }
+    return PlannedTrial(**values | fields)
+
+
+def test_a_trial_is_the_base_job_with_its_mix_and_its_stage(spec: SweepSpec) -> None:
+    job = trial_spec(spec, planned())
+    assert job.data.mixture is not None
+    assert {name: share.share for name, share in job.data.mixture.items()} == {"general": 0.25, "math": 0.75}
+    assert job.data.mixture["math"].max_epochs == 3, "the base mix's limits stay"
+    assert (job.train.learning_rate, job.train.max_steps, job.train.tuning) == (2e-3, 9, "frozen_moe")
+    assert (job.seed, job.data.seed) == (3, 7), "a seed changes no held-out row"
+    assert [task.label for task in job.evaluate.tasks] == ["gsm8k"], "only what decides is asked"
+    assert job.evaluate.prompts == ()
+    assert job.evaluate.every_steps is None
+
+
+def test_trials_share_all_that_the_mix_does_not_change(spec: SweepSpec) -> None:
+    one, other = trial_spec(spec, planned()), trial_spec(spec, planned(seed=4, mixture={"general": 0.5, "math": 0.5}))
+    assert one.data.model_copy(update={"mixture": None}) == other.data.model_copy(update={"mixture": None})
+
+
+def test_a_left_out_source_stays_in_the_data(spec: SweepSpec) -> None:
+    job = trial_spec(spec, planned(left_out="sums", mixture={"general": 1.0, "math": 0.0}))
+    assert job.data.leave_out == ("sums",)
+    assert [source.name for source in job.data.sources] == ["sums", "rhymes"]
+
+
+def test_rungs_are_of_the_trials_own_stage(spec: SweepSpec, tmp_path: Any) -> None:
+    run = RunDirectory(str(tmp_path))
+    assert TrialRun(run, spec, planned()).rungs == (1, 3)
+    assert TrialRun(run, spec, planned(stage="large")).rungs == (10, 30)
+    patient = spec.model_copy(update={"early_stop": None})
+    assert TrialRun(run, patient, planned()).rungs == ()
