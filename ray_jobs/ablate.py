@@ -40,6 +40,7 @@ def run_sweep(run: RunDirectory, spec: SweepSpec, events: EventWriter, attempt: 
     sweep = Sweep(spec, run, mixture, seconds, tell)
     run_trials(sweep, run, attempt)
     sweep.require_success()
+    sweep.remove_leftovers()
     write_file(run.join(SWEEP_PAGE_FILE), page(spec, sweep.results()).encode())
     return run.write_report({"sweep_id": run.job_id, "name": spec.name, **sweep.results().model_dump(mode="json")})
 

@@ -16,7 +16,9 @@ from dataclasses import asdict
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.constants import ENABLE_PREEMPTION_WATCHER_ENV_VAR, WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
+from ray.train.v2._internal.execution.callback import RayTrainCallback
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from ray_jobs.run_directory import RunDirectory
@@ -27,6 +29,18 @@ from service.spec.job import JobSpec
 
 RAY_TRAIN_DIRECTORY = "ray_train"
 """Below the run directory; nothing that anyone needs."""
+
+
+class _Trainer(TorchTrainer):  # type: ignore[misc]
+    """Ray Train without the process that deals out Ray datasets: the workers read packed rows themselves.
+
+    A start of the workers is a start of Python for each process, some four seconds of a processor apiece, which a sweep
+    pays for every trial.
+    """
+
+    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+        callbacks = super()._create_default_callbacks()
+        return [callback for callback in callbacks if not isinstance(callback, DatasetsCallback)]
 
 
 def train(run: RunDirectory, spec: JobSpec, config: WorkerConfig, tell: Callable[[str], None]) -> None:
@@ -45,12 +59,14 @@ def train(run: RunDirectory, spec: JobSpec, config: WorkerConfig, tell: Callable
     """
     resources = worker_resources(spec)
     use_gpu = "GPU" in resources
+    # nor the one that watches for preempted nodes: workers that die with their node are started again without it
+    os.environ.setdefault(ENABLE_PREEMPTION_WATCHER_ENV_VAR, "0")
     os.environ[WORKER_GROUP_START_TIMEOUT_S_ENV_VAR] = str(spec.parallel.placement_timeout_s)  # no other place for it
     for start in itertools.count(1):
         scaling = ScalingConfig(
             num_workers=await_room(spec, resources), use_gpu=use_gpu, resources_per_worker=resources
         )
-        trainer = TorchTrainer(
+        trainer = _Trainer(
             run_worker,
             train_loop_config=asdict(config),
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),

@@ -42,6 +42,7 @@ class Sweep:
         self._spec, self._run, self._base_mixture, self._tell = spec, run, base_mixture, tell
         self._prepare_seconds = prepare_seconds
         self._ended: dict[str, Trial] = {}
+        self._planned: dict[str, PlannedTrial] = {}
         self._running: dict[str, PlannedTrial] = {}
         self._at_rung: defaultdict[tuple[str, int], dict[str, float]] = defaultdict(dict)
         self._now = self._advance()
@@ -127,6 +128,11 @@ class Sweep:
         results = results.model_copy(update={"trials": trials, "prepare_seconds": self._prepare_seconds})
         return results.model_copy(update={"verdict": verdict(self._spec, results)})
 
+    def remove_leftovers(self) -> None:
+        """Remove what the workers of stopped trials still wrote while they were ended; none may run any more."""
+        for planned in self._planned.values():
+            self._trial_run(planned).remove_leftovers()
+
     def require_success(self) -> None:
         """Raise if it cannot go on.
 
@@ -145,7 +151,9 @@ class Sweep:
         return sum(trial.status == "failed" for trial in self._ended.values()) > self._spec.max_trial_failures
 
     def _advance(self) -> Advance:
-        return advance(self._spec, self._base_mixture, self._ended)
+        now = advance(self._spec, self._base_mixture, self._ended)
+        self._planned |= {planned.id: planned for planned in now.due}
+        return now
 
     def _ended_before(self) -> dict[str, Trial]:
         due = [planned for planned in self._now.due if planned.id not in self._ended]

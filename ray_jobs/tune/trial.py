@@ -129,14 +129,21 @@ class TrialRun:
         return {step: metrics for step, metrics in found.items() if metrics}
 
     def end(self, status: TrialStatus, reason: str = "") -> Trial:
-        """Write down that it has ended, and what came of it; what only a resumption would need is removed."""
+        """Write down that it has ended, and what came of it; what only a resumption would need is removed.
+
+        One that is stopped ends at the rung where it was, though its workers may take a few steps more meanwhile.
+        """
         trial = self._describe(status, reason)
         self.directory.write_json(TRIAL_FILE, trial.model_dump(mode="json"))
+        self.remove_leftovers()
+        return trial
+
+    def remove_leftovers(self) -> None:
+        """Remove what only a resumption would need."""
         for name in (CHECKPOINTS_DIRECTORY, RAY_TRAIN_DIRECTORY):
             filesystem, path = url_to_fs(self.directory.join(name))
             if filesystem.exists(path):
                 filesystem.rm(path, recursive=True)
-        return trial
 
     def ended(self) -> Trial | None:
         """What came of it; None while it has not ended."""
@@ -146,10 +153,12 @@ class TrialRun:
     def _describe(self, status: TrialStatus, reason: str) -> Trial:
         events = read_events(self.directory)
         steps = {int(e.data["step"]): e.data for e in events if e.type == "train.step"}  # type: ignore[arg-type]
+        reached = self.rungs_reached()
+        if status == "stopped":
+            steps = {step: data for step, data in steps.items() if step <= max(reached)}
         starts = [event for event in events if event.type == "train.started"]
         workers = len(starts[-1].data["workers"]) if starts else 0  # type: ignore[arg-type]
         duration_s = _duration_s(events)
-        reached = self.rungs_reached()
         measured = self._measured("after") or reached.get(max(reached, default=0), {})
         return Trial(
             id=self.planned.id,

@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -219,22 +221,52 @@ def test_the_freeze_advisor_reads_what_its_jobs_report(system: System, long_docu
     assert all(proof["passed"] for start in report["proofs"] for proof in start["proofs"])
 
 
-def test_a_killed_worker_costs_no_step_and_changes_no_weight(
+def test_a_failing_storage_a_killed_worker_and_a_damaged_checkpoint_change_no_weight(
     system: System, undisturbed: str, long_document: dict[str, Any]
 ) -> None:
     job = system.client.jobs.create(JobSpec.model_validate(long_document))
-    system.await_event(job.id, lambda event: event.type == "train.step" and event.data["step"] == 33)
-    system.worker_processes(job.id)[1].kill()
+    checkpoints = Path(job.run_url) / "checkpoints"
+    system.await_event(job.id, lambda event: event.type == "checkpoint.saved")
+    with no_room_at(checkpoints):
+        system.await_event(job.id, lambda event: event.data.get("kind") == "checkpoint_delayed")
+    system.await_event(job.id, lambda event: event.type == "checkpoint.saved" and event.data["step"] > 20)  # type: ignore[operator]
+    [_, worker] = system.worker_processes(job.id)
+    worker.kill()
+    worker.wait()
+    damaged = max(checkpoints.glob("attempt-1/*/checkpoint.json"), key=lambda path: path.parent.name).parent
+    damage(max(damaged.glob("*.safetensors"), key=lambda path: path.stat().st_size))
     system.client.jobs.wait(job.id, timeout_s=200)
     train = system.client.jobs.report(job.id)["train"]
     assert train["restarts"] == 1
-    assert_resumed_from_the_last_checkpoint(system, job.id)
+    kinds = [warning["kind"] for warning in train["warnings"]]
+    assert {"checkpoint_delayed", "workers_restarted", "checkpoint_damaged"} <= set(kinds)
+    starts = [event for event in system.client.jobs.stream_events(job.id) if event.type == "train.started"]
+    assert 0 < starts[1].data["start_step"] < int(damaged.name.partition("-")[0])  # type: ignore[operator]
     assert_same_weights(exported(system, job.id), exported(system, undisturbed))
+
+
+@contextmanager
+def no_room_at(directory: Path) -> Iterator[None]:
+    """Every write below it fails for a while, as on a storage that is full or away; what lies there stays."""
+    away = directory.with_suffix(".away")
+    directory.rename(away)
+    directory.write_text("in the way")
+    yield
+    directory.unlink()
+    away.rename(directory)
+
+
+def damage(path: Path) -> None:
+    """Flip one bit in its middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
 def test_a_killed_driver_is_followed_by_another_attempt(
     system: System, undisturbed: str, long_document: dict[str, Any]
 ) -> None:
+    long_document["train"]["proofs"] = False  # the rows are counted at the restart all the same
     job = system.client.jobs.create(JobSpec.model_validate(long_document))
     system.await_event(job.id, lambda event: event.type == "train.step" and event.data["step"] == 33)
     [driver] = [process for process in psutil.process_iter() if job.run_url in _command(process)]

@@ -83,7 +83,8 @@ def _assert_no_step_was_lost_or_left_out(run: Path, trial: Trial) -> None:
     lines = [line for path in sorted(run.glob(f"trials/{trial.id}/events/*")) for line in path.read_text().splitlines()]
     events = [Event.model_validate_json(line) for line in lines]
     steps = {event.data["step"] for event in events if event.type == "train.step"}
-    assert steps == set(range(1, trial.steps + 1)), trial.id
+    assert steps >= set(range(1, trial.steps + 1)), trial.id
+    assert trial.status == "stopped" or len(steps) == trial.steps
     evaluated = {event.data["when"] for event in events if event.type == "eval.held_out"}
     assert "before" not in evaluated
     assert ("after" in evaluated) == (trial.status == "succeeded"), trial.id
