@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from service.client.spec_file import load_spec
+from service.client.spec_file import load_spec, load_sweep
 from service.errors import InvalidSpecError
 from service.spec.base import field_errors
 from service.spec.data import DataSpec
@@ -179,9 +179,9 @@ def test_equal_specs_have_equal_hashes(job_document: dict[str, Any]) -> None:
     assert spec.model_copy(update={"seed": 1}).sha256() != spec.sha256()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("**/*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_spec_parses(path: Path) -> None:
-    spec = load_spec(path)
+    spec = load_sweep(path).base if path.name == "sweep.yaml" else load_spec(path)
     read = [source for source in spec.data.sources if isinstance(source, SourceSpec)]
     assert read
     assert all(source.uri.startswith((f"file://{ROOT}", "s3://")) for source in read)
