@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from ray_jobs.data.prepare import prepare
 from ray_jobs.driver import PrepareProgress, drive
@@ -18,10 +17,9 @@ from ray_jobs.run_directory import EventWriter, RunDirectory, write_file
 from ray_jobs.tune.report_page import page
 from ray_jobs.tune.search import run_trials
 from ray_jobs.tune.sweep import Sweep
-from service.spec.event import Event, EventType
 from service.spec.job import JobSpec
 from service.spec.sweep import SweepSpec, changed
-from service.spec.sweep_results import SWEEP_PAGE_FILE
+from service.spec.sweep_results import REPORT_PAGE_FILE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,15 +31,12 @@ def run_sweep(run: RunDirectory, spec: SweepSpec, events: EventWriter, attempt: 
     """All of a sweep; Ray is connected. Returns the report's URL."""
     read_tasks(spec.base.evaluate)  # a benchmark that cannot be read ends the sweep before anything is paid for
 
-    def tell(type: EventType, **data: Any) -> None:
-        events.put(Event(type=type, attempt=attempt, data=data))
-
     mixture, seconds = _prepare(run, spec, events)
-    sweep = Sweep(spec, run, mixture, seconds, tell)
+    sweep = Sweep(spec, run, mixture, seconds, events.emit)
     run_trials(sweep, run, attempt)
     sweep.require_success()
     sweep.remove_leftovers()
-    write_file(run.join(SWEEP_PAGE_FILE), page(spec, sweep.results()).encode())
+    write_file(run.join(REPORT_PAGE_FILE), page(spec, sweep.results()).encode())
     return run.write_report({"sweep_id": run.job_id, "name": spec.name, **sweep.results().model_dump(mode="json")})
 
 

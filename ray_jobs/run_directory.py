@@ -151,10 +151,7 @@ class EventWriter:
 
     def emit(self, type: EventType, *, stage: str | None = None, message: str = "", **data: Any) -> None:
         """Queue an event; `data` as `service.spec.event.Event` lists it for the type."""
-        self.put(Event(type=type, stage=stage, attempt=self._attempt, message=message, data=data))
-
-    def put(self, event: Event) -> None:
-        """Queue an event."""
+        event = Event(type=type, stage=stage, attempt=self._attempt, message=message, data=data)
         with self._lock:
             self._pending.append(event)
 

@@ -144,7 +144,7 @@ def _run_trial(config: dict[str, Any]) -> None:
     tune.report({"ended": True})
 
 
-@ray.remote(num_cpus=0, max_retries=0)
+@ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
 def _train(config: dict[str, Any]) -> None:
     trial = _trial(config)
     try:

@@ -27,5 +27,5 @@ def test_packages_import_nothing(package: str) -> None:
 
 
 def test_every_submitted_module_exists() -> None:
-    assert importlib.util.find_spec(DRIVER_MODULES["job"]) is not None
+    assert all(importlib.util.find_spec(module) is not None for module in DRIVER_MODULES.values())
     assert importlib.util.find_spec(DATA_MODULE) is not None

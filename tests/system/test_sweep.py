@@ -11,7 +11,7 @@ import pytest
 
 from service.spec.event import Event
 from service.spec.sweep import SweepSpec
-from service.spec.sweep_results import SWEEP_FILE, SWEEP_PAGE_FILE, Trial
+from service.spec.sweep_results import REPORT_PAGE_FILE, SWEEP_FILE, Trial
 from tests.conftest import write_rows
 from tests.system.conftest import System
 
@@ -61,7 +61,7 @@ def test_a_sweep_narrows_down_and_a_killed_driver_runs_no_trial_twice(
     assert rhymes.rank == max(one.rank or 0 for one in results.candidates if one.stage == "small")
     assert {one.stage for one in results.candidates if one.is_promoted} == {"small"}
     assert json.loads((run / SWEEP_FILE).read_text())["best"] == results.best
-    assert results.verdict[0] in (run / SWEEP_PAGE_FILE).read_text().replace("&#x27;", "'")
+    assert results.verdict[0] in (run / REPORT_PAGE_FILE).read_text().replace("&#x27;", "'")
     assert len(list(run.parent.glob("prepared/corpus-*/tokenised"))) >= 1
     assert not list(run.glob("trials/*/checkpoints")), (
         "an ended trial keeps what was measured, not what it resumed from"
