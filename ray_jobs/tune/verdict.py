@@ -122,7 +122,7 @@ def _agreements(results: SweepResults) -> Iterator[str]:
     for one in results.agreements:
         best = "the same best" if one.same_best else "another best"
         if one.spearman is None:
-            yield f"{one.first} and {one.second} share {one.num_candidates} candidates: too few to compare their ranks."
+            yield f"{one.first} and {one.second} have too few candidates in common to compare their ranks."
             continue
         if one.spearman >= _WELL_RANKED:
             trust = f"{one.first} is a good proxy here"
