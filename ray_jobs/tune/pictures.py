@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
-from ray_jobs.html.charts import COLOURS
+from ray_jobs.html.charts import COLOURS, WIDTH, Line, lines, svg, text
 from ray_jobs.tune.verdict import describe, signed
 from service.spec.sweep_results import Candidate, Trial
 
-_WIDTH, _HEIGHT, _MARGIN, _FONT = 760, 420, 60, 12
+_HEIGHT, _MARGIN = 420, 60
 _CORNERS = ((0.5, 0.0), (0.0, 1.0), (1.0, 1.0))
 """Of the triangle: top, bottom left, bottom right, as shares of its box."""
 
@@ -36,7 +36,7 @@ def mixes(candidates: Sequence[Candidate], categories: Sequence[str]) -> str:
     if not marks:
         return ""
     content = _ternary(marks, categories) if len(categories) == 3 else _parallel(marks, categories)
-    return _svg(_HEIGHT, content)
+    return svg(_HEIGHT, content)
 
 
 def curves(trials: Sequence[Trial], beams: Sequence[str]) -> str:
@@ -46,28 +46,16 @@ def curves(trials: Sequence[Trial], beams: Sequence[str]) -> str:
         trials: of one stage.
         beams: ids of candidates.
     """
-    points = [point for trial in trials for point in trial.curve]
-    if not points:
-        return ""
-    last = max(step for step, _ in points)
-    low, high = min(loss for _, loss in points), max(loss for _, loss in points)
-    span = (high - low) or 1.0
-    content = [_text(_MARGIN - 6, 14, f"{high:.3g}", "end"), _text(_MARGIN - 6, 236, f"{low:.3g}", "end")]
-    for trial in sorted(trials, key=lambda trial: trial.candidate in beams):
-        if not trial.curve:
-            continue
-        path = " ".join(
-            f"{_MARGIN + step / last * (_WIDTH - 2 * _MARGIN):.1f},{10 + (high - loss) / span * 226:.1f}"
-            for step, loss in trial.curve
+    drawn = [
+        Line(
+            f"{trial.id}: {trial.curve[-1][1]:.4g} at step {trial.curve[-1][0]}",
+            trial.curve,
+            COLOURS[beams.index(trial.candidate) % len(COLOURS)] if trial.candidate in beams else "#c4c4c4",
         )
-        colour = COLOURS[beams.index(trial.candidate) % len(COLOURS)] if trial.candidate in beams else "#c4c4c4"
-        title = f"{trial.id}: {trial.curve[-1][1]:.4g} at step {trial.curve[-1][0]}"
-        content.append(
-            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5">'
-            f"<title>{escape(title)}</title></polyline>"
-        )
-    content.append(_text(_WIDTH - _MARGIN, 254, f"step {last}", "end"))
-    return _svg(260, content)
+        for trial in sorted(trials, key=lambda trial: trial.candidate in beams)
+        if trial.curve
+    ]
+    return lines(drawn, "step") if drawn else ""
 
 
 def _marks(candidates: Sequence[Candidate], categories: Sequence[str]) -> list[_Mark]:
@@ -87,7 +75,7 @@ def _marks(candidates: Sequence[Candidate], categories: Sequence[str]) -> list[_
 
 def _ternary(marks: Sequence[_Mark], categories: Sequence[str]) -> list[str]:
     side = _HEIGHT - 2 * _MARGIN
-    left = (_WIDTH - side * 1.15) / 2
+    left = (WIDTH - side * 1.15) / 2
 
     def place(shares: Sequence[float]) -> tuple[float, float]:
         x, y = (sum(share * corner[axis] for share, corner in zip(shares, _CORNERS, strict=True)) for axis in (0, 1))
@@ -98,23 +86,23 @@ def _ternary(marks: Sequence[_Mark], categories: Sequence[str]) -> list[str]:
     content = [f'<polygon points="{outline}" fill="none" stroke="#999"/>']
     anchors = ((0, -10, "middle"), (-6, 18, "end"), (6, 18, "start"))
     content += [
-        _text(x + dx, y + dy, name, anchor)
+        text(x + dx, y + dy, name, anchor)
         for (x, y), (dx, dy, anchor), name in zip(corners, anchors, categories, strict=True)
     ]
     return content + [_dot(*place(mark.shares), mark) for mark in marks]
 
 
 def _parallel(marks: Sequence[_Mark], categories: Sequence[str]) -> list[str]:
-    step = (_WIDTH - 2 * _MARGIN) / max(1, len(categories) - 1)
+    step = (WIDTH - 2 * _MARGIN) / max(1, len(categories) - 1)
     xs = [_MARGIN + number * step for number in range(len(categories))]
     top, bottom = 30, _HEIGHT - 30
     content = []
     for x, name in zip(xs, categories, strict=True):
         content.append(f'<line x1="{x:.1f}" y1="{top}" x2="{x:.1f}" y2="{bottom}" stroke="#999"/>')
         content += [
-            _text(x, 18, name, "middle"),
-            _text(x + 4, top + 10, "100%", "start"),
-            _text(x + 4, bottom, "0", "start"),
+            text(x, 18, name, "middle"),
+            text(x + 4, top + 10, "100%", "start"),
+            text(x + 4, bottom, "0", "start"),
         ]
     for mark in marks:
         points = [(x, bottom - share * (bottom - top)) for x, share in zip(xs, mark.shares, strict=True)]
@@ -139,11 +127,3 @@ def _dot(x: float, y: float, mark: _Mark) -> str:
 def _shade(mark: _Mark) -> str:
     """From a light blue for the worst to a dark one for the best."""
     return f"hsl(205, 60%, {80 - 50 * mark.darkness:.0f}%)"
-
-
-def _svg(height: float, content: Sequence[str]) -> str:
-    return f'<svg viewBox="0 0 {_WIDTH} {height}" role="img">{"".join(content)}</svg>'
-
-
-def _text(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{_FONT}" text-anchor="{anchor}">{escape(text)}</text>'
