@@ -109,10 +109,11 @@ def judge(objective: ObjectiveSpec, candidates: Sequence[Candidate], ended: Mapp
     scores = _scores(objective.metrics, gains) if gains else {}
     noises = {name: Noise.pooled(by_id.values()) for name, by_id in gains.items()}
     noise = Noise.pooled(scores.values())
+    spreads = {name: Noise.pooled(by_id.values()) for name, by_id in metrics.items()}
     judged = [
         candidate.model_copy(
             update={
-                "metrics": _estimates(metrics, candidate.id),
+                "metrics": _estimates(metrics, spreads, candidate.id),
                 "gains": {name: _over(by_id, candidate.id, base, noises[name]) for name, by_id in gains.items()}
                 if candidate.id in scores
                 else {},
@@ -125,7 +126,8 @@ def judge(objective: ObjectiveSpec, candidates: Sequence[Candidate], ended: Mapp
     ]
     standings = {one.id: _standing(one, trials[one.id]) for one in judged if trials[one.id]}
     order = sorted(standings, key=lambda name: (standings[name], name))
-    judged = [one.model_copy(update={"rank": order.index(one.id) + 1 if one.id in order else None}) for one in judged]
+    ranks = {name: rank for rank, name in enumerate(order, start=1)}
+    judged = [one.model_copy(update={"rank": ranks.get(one.id)}) for one in judged]
     by_id = {one.id: one for one in judged}
     ranked = tuple(by_id[name] for name in order if standings[name][0] == _CHOOSABLE)
     sound = frozenset(name for name in order if standings[name][0] in (_CHOOSABLE, _BROKEN))
@@ -190,11 +192,9 @@ def _scores(metrics: Sequence[MetricSpec], gains: Mapping[str, _Samples]) -> _Sa
     }
 
 
-def _estimates(metrics: Mapping[str, _Samples], name: str) -> dict[str, Estimate]:
+def _estimates(metrics: Mapping[str, _Samples], spreads: Mapping[str, Noise], name: str) -> dict[str, Estimate]:
     return {
-        metric: Estimate(
-            value=float(np.mean(samples[name])), noise=Noise.pooled(samples.values()).of_mean(len(samples[name]))
-        )
+        metric: Estimate(value=float(np.mean(samples[name])), noise=spreads[metric].of_mean(len(samples[name])))
         for metric, samples in metrics.items()
         if name in samples
     }

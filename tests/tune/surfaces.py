@@ -171,7 +171,8 @@ def losses_of_random_search(one: Setting, num_trials: int, noise: float, luck: i
     shares_NK = rng.dirichlet(np.ones(one.surface.num_categories), size=num_trials)
     true_N = one.surface.loss(shares_NK)
     measured_N = true_N * (1 + noise * rng.normal(size=num_trials))
-    best_N = [int(measured_N[: number + 1].argmin()) for number in range(num_trials)]
+    is_best_N = measured_N == np.minimum.accumulate(measured_N)
+    best_N = np.maximum.accumulate(np.where(is_best_N, np.arange(num_trials), 0))
     return np.asarray(true_N[best_N])
 
 
