@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock run serve check format test test-fast bench bench-peers bench-scale clean system-packages
+.PHONY: help install lock run sweep serve check format test test-fast bench bench-peers bench-scale clean system-packages
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ $(QUICKSTART_DATA): examples/make_quickstart_data.py | $(INSTALLED)
 
 run: $(INSTALLED) $(QUICKSTART_DATA) ## Fine-tune the quickstart model end to end, and report
 	$(BIN)/sleddog run examples/quickstart.yaml
+
+sweep: $(INSTALLED) $(QUICKSTART_DATA) ## Search the quickstart's mix on small proxies, and train the best
+	$(BIN)/sleddog sweep run examples/sweep.yaml --train-best
 
 serve: $(INSTALLED) $(QUICKSTART_DATA) ## Keep the service up, until Ctrl-C
 	$(BIN)/sleddog serve
