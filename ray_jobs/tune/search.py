@@ -23,6 +23,7 @@ from ray.tune.stopper import Stopper
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ray_jobs.run_directory import RunDirectory
+from ray_jobs.train.failures import can_restart
 from ray_jobs.tune.beam import PlannedTrial
 from ray_jobs.tune.objective import rung_score
 from ray_jobs.tune.sweep import Sweep
@@ -31,7 +32,7 @@ from service.errors import SleddogError
 
 _POLL_S = 1.0
 _MAX_TRIAL_RESTARTS = 3
-"""Of a trial whose process or node was lost; what its workers lose is the trial's own affair."""
+"""Of a trial whose process or node was lost, or whose workers were more often than the job's spec allows."""
 _TRIALS_AT_ONCE = 10_000
 """Above what any sweep has: `Sweep.next_trial` decides."""
 
@@ -150,6 +151,8 @@ def _train(config: dict[str, Any]) -> None:
     try:
         trial.run()
     except SleddogError as error:
+        if can_restart(error):
+            raise  # the infrastructure's fault says nothing of the mix: Tune starts the trial again
         trial.end("failed", str(error))
     else:
         trial.end("succeeded")

@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 
 from ray_jobs.run_directory import RunDirectory
+from ray_jobs.tune import search
 from ray_jobs.tune.beam import PlannedTrial
 from ray_jobs.tune.trial import TrialRun, trial_spec
+from service.errors import EmptyDataError, WorkerLostError
+from service.spec.event import SPEC_FILE
 from service.spec.sweep import SweepSpec
 
 
@@ -80,3 +83,27 @@ def test_rungs_are_of_the_trials_own_stage(spec: SweepSpec, tmp_path: Any) -> No
     assert TrialRun(run, spec, planned(stage="large")).rungs == (10, 30)
     patient = spec.model_copy(update={"early_stop": None})
     assert TrialRun(run, patient, planned()).rungs == ()
+
+
+def test_a_mixs_own_fault_is_its_end_and_the_clusters_is_not(
+    spec: SweepSpec, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = RunDirectory(str(tmp_path))
+    sweep.write_json(SPEC_FILE, spec.model_dump(mode="json"))
+    config = {"run_url": sweep.url, "planned": planned()._asdict()}
+
+    def fail(error: Exception) -> Any:
+        def run(self: TrialRun) -> None:
+            raise error
+
+        monkeypatch.setattr(TrialRun, "run", run)
+        return search._train._function(config)
+
+    with pytest.raises(WorkerLostError):
+        fail(WorkerLostError("a node is gone"))
+    trial = TrialRun(sweep, spec, planned())
+    assert trial.ended() is None, "it will go on"
+    fail(EmptyDataError("nothing is left", "data.mixture.math"))
+    ended = trial.ended()
+    assert ended is not None
+    assert (ended.status, ended.reason, ended.steps) == ("failed", "data.mixture.math: nothing is left", 0)
