@@ -30,7 +30,7 @@ from tests.train.conftest import NUM_WORKERS
 from tests.train.parallel_run import CONFIG, packed_rows
 from tests.train.test_proofs import ORDER, spec_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # the four workers start with the first of them
 
 EXPERT_PARALLEL = 2
 LEARNING_RATE, ADAM_EPS = 0.1, 1e-8

@@ -35,7 +35,7 @@ from service.spec.job import JobSpec
 from tests.moe.conftest import tiny_model
 from tests.train.parallel_run import NUM_ROWS, job_spec, normalise_per_worker, packed_rows
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # the four workers start with the first of them
 
 ORDER = RowOrder(NUM_ROWS, epochs=2, global_batch_rows=4, seed=3)
 

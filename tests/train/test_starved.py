@@ -29,7 +29,7 @@ from tests.train.conftest import NUM_WORKERS
 from tests.train.parallel_run import CONFIG, LEARNING_RATE, NUM_ROWS, WEIGHT_DECAY, job_spec, packed_rows
 from tests.train.test_parallel import TOLERANCE, WEIGHT_TOLERANCE
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # the four workers start with the first of them
 
 STEPS = 4
 ORDER = RowOrder(NUM_ROWS, epochs=2, global_batch_rows=8, seed=3)
