@@ -65,7 +65,7 @@ def report(tmp_path: Path, job_document: dict[str, Any]) -> dict[str, Any]:
     for when, loss in (("before", 4.25), ("after", 3.125)):
         run.write_json(f"evals/{when}-held-out.json", {"step": 0, "loss": {"math": loss}})
     story = Story(run)
-    story.tell(0, 1, "train.started", "train", workers=[{"node_id": "node-secret"}])
+    story.tell(0, 1, "train.started", "train", workers=[{"node_id": "node-secret"}], frozen_bytes=0)
     story.step(2, 1, 1, 4.0)
     return report_of(run, job_document) | {"data": MANIFEST, "export": EXPORT}
 
