@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from ray_jobs.data.prepare import prepare
 from ray_jobs.driver import PrepareProgress, drive
@@ -17,8 +18,9 @@ from ray_jobs.run_directory import EventWriter, RunDirectory, write_file
 from ray_jobs.tune.report_page import page
 from ray_jobs.tune.search import run_trials
 from ray_jobs.tune.sweep import Sweep
+from service.errors import EmptyDataError
 from service.spec.job import JobSpec
-from service.spec.sweep import SweepSpec, changed
+from service.spec.sweep import SweepSpec, changed, is_loss
 from service.spec.sweep_results import REPORT_PAGE_FILE
 
 
@@ -50,8 +52,25 @@ def _prepare(run: RunDirectory, spec: SweepSpec, events: EventWriter) -> tuple[d
         "stage.finished", stage="prepare", duration_s=seconds, reused=prepared.reused, summary=prepared.manifest
     )
     events.flush()
+    _require_held_out(spec, prepared.manifest)
     mixture = {line["category"]: line["fraction"] for line in prepared.manifest["mixture"]}
     return {category: mixture.get(category, 0.0) for category in spec.categories}, seconds
+
+
+def _require_held_out(spec: SweepSpec, manifest: dict[str, Any]) -> None:
+    """Check that each loss of the objective has conversations to be measured on.
+
+    Raises:
+        EmptyDataError: one has none.
+    """
+    held_out = {line["category"] for line in manifest["held_out"]}
+    for name in spec.objective.metric_names:
+        category = name.partition(".")[2]
+        if is_loss(name) and (not held_out if not category else category not in held_out):
+            what = f"of {category!r} " if category else ""
+            raise EmptyDataError(
+                f"no conversation {what}is held out, so {name} cannot be measured", "base.data.held_out_fraction"
+            )
 
 
 def _base(spec: SweepSpec) -> JobSpec:

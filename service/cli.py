@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from service.advise_commands import advise_app
 from service.client.client import DEFAULT_URL, Client
@@ -31,6 +29,7 @@ from service.command_line import (
     local_service,
     out,
     print_json,
+    print_runs,
 )
 from service.data_commands import data_app
 from service.plan.plan import plan_job
@@ -185,15 +184,7 @@ def jobs(
     """List jobs, newest first."""
     with connected(url, api_key, data_dir) as client:
         page = client.jobs.list(limit=limit)
-    if as_json:
-        print_json(page)
-        return
-    table = Table("id", "name", "status", "created", "progress")
-    for job in page.data:
-        created = job.created_at.astimezone().strftime("%Y-%m-%d %H:%M")
-        state = job.error.message if job.error else describe_progress(job).strip()
-        table.add_row(job.id, job.name, job.status, created, Text(state))
-    out.print(table)
+    print_json(page) if as_json else print_runs(page, describe_progress)
 
 
 @app.command()

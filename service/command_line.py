@@ -14,10 +14,13 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from service.client.client import Client, is_loopback
 from service.errors import SleddogError
 from service.settings import Settings
+from service.spec.resources import Page
 
 out, err = Console(), Console(stderr=True)
 
@@ -57,6 +60,21 @@ def _print_error(message: str) -> None:
 def print_json(model: Any) -> None:
     """Print an answer as JSON."""
     typer.echo(model.model_dump_json(indent=2))
+
+
+def print_runs(page: Page[Any], describe: Callable[[Any], str]) -> None:
+    """A table of jobs or of sweeps.
+
+    Args:
+        page: of them.
+        describe: how one stands, in a line.
+    """
+    table = Table("id", "name", "status", "created", "progress")
+    for run in page.data:
+        created = run.created_at.astimezone().strftime("%Y-%m-%d %H:%M")
+        state = run.error.message if run.error else describe(run).strip()
+        table.add_row(run.id, run.name, run.status, created, Text(state))
+    out.print(table)
 
 
 @contextmanager

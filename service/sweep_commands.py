@@ -28,6 +28,7 @@ from service.command_line import (
     local_service,
     out,
     print_json,
+    print_runs,
 )
 from service.errors import JobFailedError
 from service.spec.resources import Page
@@ -103,15 +104,7 @@ def list_sweeps(
     """List sweeps, newest first."""
     with connected(url, api_key, data_dir) as client:
         page = client.sweeps.list(limit=limit)
-    if as_json:
-        print_json(page)
-        return
-    table = Table("id", "name", "status", "created", "progress")
-    for sweep in page.data:
-        created = sweep.created_at.astimezone().strftime("%Y-%m-%d %H:%M")
-        state = sweep.error.message if sweep.error else describe_sweep(sweep).strip()
-        table.add_row(sweep.id, sweep.name, sweep.status, created, Text(state))
-    out.print(table)
+    print_json(page) if as_json else print_runs(page, describe_sweep)
 
 
 @sweep_app.command()

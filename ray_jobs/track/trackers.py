@@ -132,9 +132,12 @@ class TensorBoardTracker:
 
     def log(self, points: Sequence[Point]) -> None:
         """See `Tracker`."""
+        from tensorboardX.proto.summary_pb2 import Summary
+
         for point in points:
-            for name, value in point.scalars.items():
-                self._writer.add_scalar(name, value, point.step, walltime=point.time_s)
+            # one record for all of a step's scalars: a record each took several times as long
+            values = [Summary.Value(tag=name, simple_value=value) for name, value in point.scalars.items()]
+            self._writer.file_writer.add_summary(Summary(value=values), point.step, walltime=point.time_s)
         self._writer.flush()
         if self._folder.is_copied and time.monotonic() - self._uploaded_s > _UPLOAD_S:
             self._upload()

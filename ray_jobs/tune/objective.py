@@ -168,7 +168,7 @@ def _common_metrics(objective: ObjectiveSpec, finished: Mapping[str, Sequence[Tr
     if not measured:
         return []
     common = set.intersection(*measured)
-    for name in [*(metric.name for metric in objective.metrics), *(limit.metric for limit in objective.constraints)]:
+    for name in objective.metric_names:
         if name not in common:
             raise ValueError(f"a finished trial has no metric {name!r}")
     return sorted(common)

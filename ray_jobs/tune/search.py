@@ -155,7 +155,7 @@ def _train(config: dict[str, Any]) -> None:
             raise  # the infrastructure's fault says nothing of the mix: Tune starts the trial again
         trial.end("failed", str(error))
     else:
-        trial.end("succeeded")
+        trial.finish()
 
 
 def _trial(config: dict[str, Any]) -> TrialRun:

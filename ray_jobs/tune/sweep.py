@@ -44,6 +44,7 @@ class Sweep:
         self._ended: dict[str, Trial] = {}
         self._planned: dict[str, PlannedTrial] = {}
         self._running: dict[str, PlannedTrial] = {}
+        self._behind: set[str] = set()
         self._at_rung: defaultdict[tuple[str, int], dict[str, float]] = defaultdict(dict)
         self._now = self._advance()
         while found := self._ended_before():
@@ -66,7 +67,7 @@ class Sweep:
     def next_trial(self) -> TrialRun | None:
         """A trial to start now, which counts as running from here on; None while there is none, or no room for it."""
         waiting = [planned for planned in self._now.due if planned.id not in self._running]
-        if self.is_over or not waiting or len(self._running) >= self._room(waiting[0].stage):
+        if self.is_over or not waiting or len(self._running) >= self._room(waiting[0]):
             return None
         planned = waiting[0]
         self._running[planned.id] = planned
@@ -82,14 +83,18 @@ class Sweep:
         return self._trial_run(planned)
 
     def end(self, trial: str, reason: str | None) -> None:
-        """A trial runs no more.
+        """A trial runs no more. One that only ends because the sweep does has not ended itself.
 
         Args:
             trial: its id.
             reason: why it failed, unless it has itself written how it ended; None for one that was stopped.
         """
         run = self._trial_run(self._running.pop(trial))
-        ended = run.ended() or (run.end("stopped") if reason is None else run.end("failed", reason))
+        ended = run.ended()
+        if ended is None and reason is None and trial not in self._behind:
+            return
+        if ended is None:
+            ended = run.end("stopped") if reason is None else run.end("failed", reason)
         self._ended[trial] = ended
         self._now = self._advance()
         score = next((c.score for c in self._now.results.candidates if c.id == ended.candidate), None)
@@ -116,7 +121,10 @@ class Sweep:
         others = [other for trial, other in reached.items() if trial != planned.id]
         role = next(c.role for c in self._now.results.candidates if c.id == planned.candidate)
         assert self._spec.early_stop is not None, "without it no trial is compared before its end"
-        return role != "base" and is_stopped(score, others, self._spec.early_stop.reduction)
+        is_behind = role != "base" and is_stopped(score, others, self._spec.early_stop.reduction)
+        if is_behind:
+            self._behind.add(planned.id)
+        return is_behind
 
     def results(self) -> SweepResults:
         """All that is known, trials that run included."""
@@ -163,13 +171,11 @@ class Sweep:
     def _trial_run(self, planned: PlannedTrial) -> TrialRun:
         return TrialRun(self._run, self._spec, planned)
 
-    def _room(self, stage: str) -> int:
-        """Trials of a stage at a time: at least one, which then waits as a job does for a cluster that may grow."""
-        [planned, *_] = [planned for planned in self._now.due if planned.stage == stage]
-        parallel = trial_spec(self._spec, planned).parallel
-        resources, cluster = worker_resources(trial_spec(self._spec, planned)), ray.cluster_resources()
-        fits = min(int(cluster.get(name, 0) / amount) for name, amount in resources.items())
-        room = max(1, fits // parallel.num_workers)
+    def _room(self, planned: PlannedTrial) -> int:
+        """Trials like this one at a time: at least one, which then waits as a job does for a cluster that may grow."""
+        job, cluster = trial_spec(self._spec, planned), ray.cluster_resources()
+        fits = min(int(cluster.get(name, 0) / amount) for name, amount in worker_resources(job).items())
+        room = max(1, fits // job.parallel.num_workers)
         return room if self._spec.max_concurrent_trials is None else min(room, self._spec.max_concurrent_trials)
 
     def _write(self) -> None:

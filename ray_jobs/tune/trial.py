@@ -32,11 +32,6 @@ TRIAL_FILE = "trial.json"
 _CURVE_POINTS = 200
 
 
-def trial_directory(sweep: RunDirectory, trial: str) -> RunDirectory:
-    """Where a trial of a sweep runs."""
-    return RunDirectory(sweep.join("trials", trial))
-
-
 def trial_spec(spec: SweepSpec, planned: PlannedTrial) -> JobSpec:
     """The job that a trial is, but for its epochs, which `max_steps` decides.
 
@@ -44,9 +39,8 @@ def trial_spec(spec: SweepSpec, planned: PlannedTrial) -> JobSpec:
         spec: the sweep's.
         planned: the trial.
     """
-    base, [stage] = spec.base, [stage for stage in spec.stages if stage.name == planned.stage]
-    names = {metric.name for metric in spec.objective.metrics} | {c.metric for c in spec.objective.constraints}
-    measured = {name.split(".")[0] for name in names if not is_loss(name)}
+    base, stage = spec.base, spec.stage(planned.stage)
+    measured = {name.split(".")[0] for name in spec.objective.metric_names if not is_loss(name)}
     changes: dict[str, Any] = {
         **stage.changes,
         **changes_of(base, planned.mixture, planned.fields, planned.left_out),
@@ -79,7 +73,7 @@ class TrialRun:
     @property
     def directory(self) -> RunDirectory:
         """The trial's own."""
-        return trial_directory(self.sweep, self.planned.id)
+        return RunDirectory(self.sweep.join("trials", self.planned.id))
 
     def run(self) -> None:
         """Do what is left of it; Ray is connected.
@@ -117,16 +111,29 @@ class TrialRun:
     @property
     def rungs(self) -> tuple[int, ...]:
         """Optimiser steps at which it is compared with others, before its last."""
-        stop, [max_steps] = (
-            self.spec.early_stop,
-            [s.max_steps for s in self.spec.stages if s.name == self.planned.stage],
-        )
+        stop, max_steps = self.spec.early_stop, self.spec.stage(self.planned.stage).max_steps
         return () if stop is None else tuple(rung_steps(stop, max_steps))
 
     def rungs_reached(self) -> dict[int, dict[str, float]]:
-        """All metrics at the rungs so far, by step."""
+        """All metrics at the rungs so far, by step; a rung where one could not be measured is left out."""
         found = {step: self._measured(f"step-{step}") for step in self.rungs}
-        return {step: metrics for step, metrics in found.items() if metrics}
+        return {step: metrics for step, metrics in found.items() if not self._missing(metrics)}
+
+    def finish(self) -> Trial:
+        """Write down that it has run to its last step: it failed if it could not measure all that the objective names.
+
+        A benchmark that fails ends no job, but without its score a trial cannot be compared.
+        """
+        missing = self._missing(self._measured("after"))
+        if not missing:
+            return self.end("succeeded")
+        summaries = read_summaries(self.directory, self.spec.base.evaluate, ("after",))
+        reasons = [f"; {summary['task']}: {summary['reason']}" for summary in summaries if summary["reason"]]
+        return self.end("failed", f"{', '.join(missing)} could not be measured{''.join(reasons)}")
+
+    def _missing(self, metrics: Mapping[str, float]) -> list[str]:
+        """What the objective names and is not there."""
+        return [name for name in self.spec.objective.metric_names if name not in metrics]
 
     def end(self, status: TrialStatus, reason: str = "") -> Trial:
         """Write down that it has ended, and what came of it; what only a resumption would need is removed.
@@ -155,7 +162,7 @@ class TrialRun:
         steps = {int(e.data["step"]): e.data for e in events if e.type == "train.step"}  # type: ignore[arg-type]
         reached = self.rungs_reached()
         if status == "stopped":
-            steps = {step: data for step, data in steps.items() if step <= max(reached)}
+            steps = {step: data for step, data in steps.items() if step <= max(reached, default=0)}
         starts = [event for event in events if event.type == "train.started"]
         workers = len(starts[-1].data["workers"]) if starts else 0  # type: ignore[arg-type]
         duration_s = _duration_s(events)
@@ -194,7 +201,7 @@ def _quiet(task: str, done: int, total: int | None, unit: str) -> None:
 
 def _losses(by_category: Mapping[str, float]) -> dict[str, float]:
     losses = {f"{HELD_OUT_LOSS}.{category}": loss for category, loss in by_category.items()}
-    return losses | {HELD_OUT_LOSS: sum(losses.values()) / len(losses)}
+    return losses | ({HELD_OUT_LOSS: sum(losses.values()) / len(losses)} if losses else {})
 
 
 def _duration_s(events: list[Event]) -> float:

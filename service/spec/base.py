@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -19,6 +21,14 @@ class SpecModel(BaseModel):
     def _storable(cls, value: Any) -> Any:
         _require_storable(value)
         return value
+
+    def canonical_json(self) -> str:
+        """The spec as JSON with sorted keys and every default filled in: equal specs give equal text."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    def sha256(self) -> str:
+        """Hash of `canonical_json`, in hex."""
+        return hashlib.sha256(self.canonical_json().encode()).hexdigest()
 
 
 def _require_storable(value: object) -> None:

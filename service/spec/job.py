@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-
 from pydantic import Field, model_validator
 
 from moe.config import PRESETS
@@ -46,11 +43,3 @@ class JobSpec(SpecModel):
                     f"does not divide the {num_experts} experts of preset {self.model.base.name!r}",
                 )
         return self
-
-    def canonical_json(self) -> str:
-        """The spec as JSON with sorted keys and every default filled in: equal specs give equal text."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-
-    def sha256(self) -> str:
-        """Hash of `canonical_json`, in hex."""
-        return hashlib.sha256(self.canonical_json().encode()).hexdigest()

@@ -7,8 +7,6 @@ the values of the other axes; a trial is one training run of a candidate with on
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -156,6 +154,12 @@ class ObjectiveSpec(SpecModel):
     constraints: tuple[ConstraintSpec, ...] = ()
     """A candidate that breaks one, beyond the noise, comes behind all that do not."""
 
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """All that a trial must measure, of the metrics and of the constraints, each once."""
+        names = [metric.name for metric in self.metrics] + [constraint.metric for constraint in self.constraints]
+        return tuple(dict.fromkeys(names))
+
     @model_validator(mode="after")
     def _not_empty(self) -> ObjectiveSpec:
         if not self.metrics:
@@ -221,6 +225,10 @@ class SweepSpec(SpecModel):
             width = self.stages[number - 1].beam_width
             others = width if stage.candidates is None else min(width, stage.candidates - 1)
         return stage.num_trials(is_base=True) + others * stage.seeds
+
+    def stage(self, name: str) -> StageSpec:
+        """The stage of a name that the sweep has."""
+        return next(stage for stage in self.stages if stage.name == name)
 
     def bounds(self) -> dict[str, ShareRange]:
         """Of every category."""
@@ -304,14 +312,6 @@ class SweepSpec(SpecModel):
             raise conflict(field, f"{fault.field}: {fault.message}") from None
         except KeyError as error:
             raise conflict(field, f"a job has no field {error.args[0]!r}") from None
-
-    def canonical_json(self) -> str:
-        """As `JobSpec.canonical_json`."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-
-    def sha256(self) -> str:
-        """Hash of `canonical_json`, in hex."""
-        return hashlib.sha256(self.canonical_json().encode()).hexdigest()
 
 
 def changed(job: JobSpec, changes: Mapping[str, JsonValue]) -> JobSpec:

@@ -63,10 +63,22 @@ class System:
         workers: Any = started.data["workers"]
         return [psutil.Process(worker["pid"]) for worker in sorted(workers, key=lambda worker: worker["rank"])]
 
+    def drivers(self, run_url: str) -> list[psutil.Process]:
+        """Of a job or a sweep."""
+        return [process for process in psutil.process_iter() if _drives(process, run_url)]
+
     def run(self, spec: JobSpec) -> str:
         job = self.client.jobs.create(spec)
         self.client.jobs.wait(job.id, timeout_s=200)
         return job.id
+
+
+def _drives(process: psutil.Process, run_url: str) -> bool:
+    try:
+        command = process.cmdline()
+    except psutil.Error:
+        return False
+    return command[1:2] == ["-m"] and command[2] in DRIVER_MODULES.values() and run_url in command
 
 
 @pytest.fixture(scope="session")

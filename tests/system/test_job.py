@@ -269,20 +269,12 @@ def test_a_killed_driver_is_followed_by_another_attempt(
     long_document["train"]["proofs"] = False  # the rows are counted at the restart all the same
     job = system.client.jobs.create(JobSpec.model_validate(long_document))
     system.await_event(job.id, lambda event: event.type == "train.step" and event.data["step"] == 33)
-    [driver] = [process for process in psutil.process_iter() if job.run_url in _command(process)]
+    [driver] = system.drivers(job.run_url)
     driver.kill()
     done = system.client.jobs.wait(job.id, timeout_s=200)
     assert done.attempt == 2
     assert_resumed_from_the_last_checkpoint(system, job.id)
     assert_same_weights(exported(system, job.id), exported(system, undisturbed))
-
-
-def _command(process: psutil.Process) -> list[str]:
-    try:
-        command = process.cmdline()
-    except psutil.Error:
-        return []
-    return command if command[1:3] == ["-m", "ray_jobs.finetune"] else []
 
 
 def test_cancelling_frees_every_process_within_ten_seconds(system: System, long_document: dict[str, Any]) -> None:
@@ -296,7 +288,7 @@ def test_cancelling_frees_every_process_within_ten_seconds(system: System, long_
     assert not alive
     with pytest.raises(JobFailedError, match="cancelled"):
         system.client.jobs.wait(job.id, timeout_s=10 - (time.monotonic() - start))
-    assert not [process for process in psutil.process_iter() if job.run_url in _command(process)]
+    assert not system.drivers(job.run_url)
 
 
 def test_a_row_without_an_assistant_turn_stops_the_job_before_training(

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from service.spec.event import Event
@@ -47,7 +46,7 @@ def test_a_sweep_narrows_down_and_a_killed_driver_runs_no_trial_twice(
     first = next(event for event in sweep.stream_events() if event.type == "trial.ended")
     before = {path: path.stat().st_mtime_ns for path in run.glob("trials/*/trial.json")}
     assert run / "trials" / str(first.data["trial"]) / "trial.json" in before
-    [driver] = [process for process in psutil.process_iter() if _is_driver(process, sweep.run_url)]
+    [driver] = system.drivers(sweep.run_url)
     driver.kill()
     assert sweep.wait(timeout_s=700).attempt == 2
     results = sweep.results()
@@ -69,14 +68,6 @@ def test_a_sweep_narrows_down_and_a_killed_driver_runs_no_trial_twice(
     best = sweep.best()
     assert best.job.data.mixture is None or sum(share.share for share in best.job.data.mixture.values()) > 0
     assert best.job.model.base == SweepSpec.model_validate(sweep_document).base.model.base
-
-
-def _is_driver(process: psutil.Process, run_url: str) -> bool:
-    try:
-        command = process.cmdline()
-    except psutil.Error:
-        return False
-    return command[1:3] == ["-m", "ray_jobs.ablate"] and run_url in command
 
 
 def _assert_no_step_was_lost_or_left_out(run: Path, trial: Trial) -> None:

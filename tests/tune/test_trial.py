@@ -5,14 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import ray
 
+from ray_jobs.ablate import _require_held_out
 from ray_jobs.run_directory import RunDirectory
+from ray_jobs.train.loop import HELD_OUT_FILE
 from ray_jobs.tune import search
 from ray_jobs.tune.beam import PlannedTrial
+from ray_jobs.tune.sweep import Sweep
 from ray_jobs.tune.trial import TrialRun, trial_spec
 from service.errors import EmptyDataError, WorkerLostError
 from service.spec.event import SPEC_FILE
-from service.spec.sweep import SweepSpec
+from service.spec.sweep import MetricSpec, SweepSpec
 
 
 @pytest.fixture
@@ -107,3 +111,46 @@ def test_a_mixs_own_fault_is_its_end_and_the_clusters_is_not(
     ended = trial.ended()
     assert ended is not None
     assert (ended.status, ended.reason, ended.steps) == ("failed", "data.mixture.math: nothing is left", 0)
+
+
+def test_a_trial_whose_benchmark_failed_cannot_be_compared(spec: SweepSpec, tmp_path: Any) -> None:
+    sweep = RunDirectory(str(tmp_path))
+    trial = TrialRun(sweep, spec, planned())
+    for when in ("step-1", "after"):
+        trial.directory.write_json(HELD_OUT_FILE.format(when=when), {"step": 9, "loss": {"general": 2.0, "math": 1.0}})
+    summary = {"task": "gsm8k", "metrics": {}, "reason": "no room"}
+    trial.directory.write_json("evaluation/after/gsm8k.json", summary)
+    assert trial.rungs_reached() == {}
+    ended = trial.finish()
+    assert (ended.status, ended.reason) == ("failed", "gsm8k.exact_match could not be measured; gsm8k: no room")
+    trial.directory.write_json("evaluation/after/gsm8k.json", summary | {"metrics": {"exact_match": {"score": 0.5}}})
+    assert trial.finish().metrics["gsm8k.exact_match"] == 0.5
+    assert trial.finish().status == "succeeded"
+
+
+def test_what_no_held_out_conversation_can_measure_is_told_before_any_trial(spec: SweepSpec) -> None:
+    _require_held_out(spec, {"held_out": [{"category": "math"}]})
+    with pytest.raises(EmptyDataError, match="held_out_loss cannot be measured"):
+        _require_held_out(spec, {"held_out": []})
+    metrics = (MetricSpec(name="held_out_loss.general"),)
+    spec = spec.model_copy(update={"objective": spec.objective.model_copy(update={"metrics": metrics})})
+    with pytest.raises(EmptyDataError, match="no conversation of 'general'") as caught:
+        _require_held_out(spec, {"held_out": [{"category": "math"}]})
+    assert caught.value.field == "base.data.held_out_fraction"
+
+
+def test_only_what_lags_behind_is_written_down_as_stopped(
+    spec: SweepSpec, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0})
+    sweep = Sweep(spec, RunDirectory(str(tmp_path)), {"general": 0.5, "math": 0.5}, 1.0, lambda *_, **__: None)
+    started: dict[str, TrialRun] = {}
+    while (trial := sweep.next_trial()) is not None:
+        started[trial.planned.candidate] = trial
+    base, cut, behind = (started[f"small-r0-c{number}"] for number in range(3))
+    assert not sweep.is_behind(base.planned, 1, 5.0)
+    assert sweep.is_behind(behind.planned, 1, 1.0)
+    sweep.end(behind.planned.id, None)
+    sweep.end(cut.planned.id, None)
+    assert behind.ended() is not None
+    assert cut.ended() is None, "the sweep ended around it, and may go on with it"
