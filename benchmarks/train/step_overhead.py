@@ -6,8 +6,8 @@ The data is prepared and the workers are started as a job does it. Then the same
 on the same engine, so that model, weights and machine are the same for both:
     job   `Worker.train`, with all that a job does while it trains; each block ends with a checkpoint, and waits until
           it is written
-    bare  forward, loss, backward, step, on rows that lie in memory; the counts of the global batch are all that is told
-          between workers beside what DeepSpeed and the experts exchange
+    bare  forward, loss, backward, step, on the same rows, which lie in memory; the counts of the global batch are all
+          that is told between workers beside what DeepSpeed and the experts exchange
 Seconds are those of a whole block. Processor seconds, of all threads of all workers, say the same under other load.
 """
 
@@ -17,6 +17,7 @@ import argparse
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -46,30 +47,30 @@ Cost = tuple[float, float]
 class Alternation:
     """Blocks of steps of one worker, which all take together."""
 
-    def __init__(self, worker: Worker, steps: int) -> None:
-        self._worker, self._steps, self._step = worker, steps, 0
+    def __init__(self, worker: Worker) -> None:
+        self._worker, self._step = worker, 0
         worker._announce_workers(0)  # noqa: SLF001  measures the peak that utilisation is told against
-        self._batches = [worker._micro_batches(step) for step in range(steps)]  # noqa: SLF001  the job's own rows
 
-    def cost(self, kind: str) -> Cost:
-        """Take a block."""
+    def round(self, kinds: Sequence[str], steps: int) -> dict[str, Cost]:
+        """A block of each kind, in this order, on the same rows: the job's, which follow from the engine's steps."""
+        first = self._step + kinds.index("job") * steps
+        self._step += len(kinds) * steps
+        batches = [self._worker._micro_batches(step) for step in range(first, first + steps)]  # noqa: SLF001
+        return {kind: self._cost(kind, first, batches) for kind in kinds}
+
+    def _cost(self, kind: str, first: int, batches: list[list[TrainBatch]]) -> Cost:
         dist.barrier()
         start, start_cpu = time.perf_counter(), time.process_time()
-        self.take(kind, self._steps)
+        if kind == "job":
+            self._worker.total_steps = first + len(batches)
+            self._worker.train(TrainingState(first, first))
+        else:
+            for of_step in batches:
+                self._bare_step(of_step)
         taken_s = time.perf_counter() - start
         cpu_s = torch.tensor(time.process_time() - start_cpu, dtype=torch.float64)
         dist.all_reduce(cpu_s)
-        return taken_s / self._steps, float(cpu_s) / self._steps
-
-    def take(self, kind: str, steps: int) -> None:
-        """So many steps of one kind."""
-        first, self._step = self._step, self._step + steps
-        if kind == "job":
-            self._worker.total_steps = self._step
-            self._worker.train(TrainingState(first, first))
-        else:
-            for step in range(steps):
-                self._bare_step(self._batches[step])
+        return taken_s / len(batches), float(cpu_s) / len(batches)
 
     def _bare_step(self, batches: list[TrainBatch]) -> None:
         engine, model = self._worker.engine, self._worker.step_module.model
@@ -89,13 +90,13 @@ def measure(config: dict[str, Any], *, steps: int, rounds: int) -> None:
     """In place of a worker's stages: take the blocks; worker 0 writes what they cost."""
 
     def work(worker: Worker) -> None:
-        alternation = Alternation(worker, steps)
-        for kind in KINDS:
-            alternation.take(kind, WARM_UP_STEPS)
+        alternation = Alternation(worker)
+        alternation.round(KINDS, WARM_UP_STEPS)
         costs: dict[str, list[Cost]] = {kind: [] for kind in KINDS}
         for number in range(rounds):
-            for kind in KINDS if number % 2 == 0 else KINDS[::-1]:
-                costs[kind].append(alternation.cost(kind))
+            taken = alternation.round(KINDS if number % 2 == 0 else KINDS[::-1], steps)
+            for kind, cost in taken.items():
+                costs[kind].append(cost)
         if worker.rank == 0:
             worker.run.write_json(RESULT_FILE, costs)
 
@@ -143,9 +144,11 @@ def main() -> None:
     for kind in KINDS:
         seconds, cpu_s = (median(values) for values in zip(*costs[kind], strict=True))
         print(f"| {kind} | {seconds:.4f} | {cpu_s:.4f} |")
+    for kind in KINDS:
+        print(f"{kind}, seconds by round: {' '.join(f'{seconds:.3f}' for seconds, _ in costs[kind])}")
     for name, index in (("seconds", 0), ("processor seconds", 1)):
         ratios = sorted(job[index] / bare[index] for job, bare in zip(costs["job"], costs["bare"], strict=True))
-        print(f"{name}, job / bare: median {median(ratios):.4f}, rounds {' '.join(f'{ratio:.3f}' for ratio in ratios)}")
+        print(f"{name}, job / bare: median {median(ratios):.4f}, sorted {' '.join(f'{ratio:.3f}' for ratio in ratios)}")
 
 
 if __name__ == "__main__":
