@@ -68,7 +68,7 @@ def list_sweep_events(sweep_id: str, parts: Parts, after: AfterEvent = 0, limit:
 def get_results(sweep_id: str, parts: Parts) -> SweepResults:
     """All that a sweep has found so far."""
     sweep = parts.store.get(Sweep, sweep_id)
-    results = read_sweep(sweep.run_url)
+    results = _read(sweep)
     if results is None:
         raise NotFoundError(f"sweep {sweep_id} is {sweep.status}; results are there once it has begun its trials")
     return results
@@ -136,8 +136,12 @@ def get_sweep_report(sweep_id: str, parts: Parts) -> HTMLResponse:
 
 def _results(parts: ControlPlane, sweep_id: str) -> SweepResults:
     """What has been found so far: nothing, before the first trial."""
-    found = read_sweep(parts.store.get(Sweep, sweep_id).run_url)
-    return found or SweepResults(stages=[], candidates=[], trials=[])
+    return _read(parts.store.get(Sweep, sweep_id)) or SweepResults(stages=[], candidates=[], trials=[])
+
+
+def _read(sweep: Sweep) -> SweepResults | None:
+    results = read_sweep(sweep.run_url)
+    return results.as_ended() if results is not None and sweep.is_terminal else results
 
 
 def _find(items: list[Item], item_id: str, kind: str) -> Item:

@@ -222,7 +222,15 @@ def _agreement(agreement: Agreement) -> Text:
     return Text(f"\n{agreement.first} and {agreement.second}, {agreement.num_candidates} candidates: {alike}, {best}")
 
 
+_STAGE_MARKS = {
+    "finished": ("✔", "green"),
+    "running": ("●", "bold cyan"),
+    "pending": ("○", "dim"),
+    "unfinished": ("✘", "dim"),
+}
+
+
 def _stage_text(stage: StageResult) -> Text:
-    mark, style = {"finished": ("✔", "green"), "running": ("●", "bold cyan"), "pending": ("○", "dim")}[stage.status]
+    mark, style = _STAGE_MARKS[stage.status]
     rounds = len(stage.best_score_by_round)
     return Text(f"{mark} {stage.name}" + (f" ({rounds} rounds)" if rounds > 1 else ""), style=style)

@@ -195,7 +195,8 @@ class SweepSpec(SpecModel):
     objective: ObjectiveSpec = ObjectiveSpec()
     searcher: Literal["beam", "random", "grid", "optuna", "leave_one_out"] = "beam"
     """How the first stage's candidates are chosen; the others are for comparison. `leave_one_out` tries the base mix
-    without each source in turn, in one stage, and tells what each source contributes."""
+    without each source in turn, in one stage, and tells what each source contributes; where `max_trials` is too few
+    for all, those that stand first in the spec."""
     early_stop: EarlyStopSpec | None = None
     """Null lets every trial finish."""
     surrogate: SurrogateSpec | None = None
@@ -237,6 +238,7 @@ class SweepSpec(SpecModel):
     @model_validator(mode="after")
     def _consistent(self) -> SweepSpec:
         self._check_stages()
+        self._check_left_out()
         self._check_budget()
         self._check_mixture()
         self._check_metrics()
@@ -260,6 +262,17 @@ class SweepSpec(SpecModel):
                 raise conflict(f"stages.{number}.name", f"two stages are named {name!r}")
         if self.searcher == "leave_one_out" and len(self.stages) > 1:
             raise conflict("stages.1", "leaving one source out needs one stage")
+
+    def _check_left_out(self) -> None:
+        """Without any one of its sources the base mix must still be one."""
+        if self.searcher != "leave_one_out":
+            return
+        data = self.base.data
+        sources = [source for source in data.sources if source.name not in data.leave_out]
+        for source in sources:
+            others = {other.category for other in sources if other is not source}
+            if not any(data.mixture is None or data.mixture[category].share for category in others):
+                raise conflict("searcher", f"without source {source.name!r} nothing of the base mix would be left")
 
     def _check_budget(self) -> None:
         least = sum(self.least_trials(number) for number in range(len(self.stages)))

@@ -7,7 +7,7 @@ and the report read it.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field, JsonValue
 
@@ -20,7 +20,7 @@ SWEEP_FILE = "sweep.json"
 REPORT_PAGE_FILE = "report.html"
 """The report for people, left in the run directory when the sweep ends."""
 
-TrialStatus = Literal["pending", "running", "succeeded", "stopped", "failed"]
+TrialStatus = Literal["pending", "running", "succeeded", "stopped", "failed", "unfinished"]
 EndedBy = Literal["rounds", "no_gain", "max_trials", "single_round", "exhausted", "baseline_failed"]
 """Why a stage ended: its rounds were used up; two brought no gain; another would exceed `max_trials`; it has but one;
 nothing was left to try; no trial of the base mix finished, so nothing could be compared."""
@@ -44,7 +44,7 @@ class Trial(Resource):
     stage: str
     seed: int
     status: TrialStatus
-    """`stopped` lagged behind at a rung, and ended there."""
+    """`stopped` lagged behind at a rung, and ended there; `unfinished` was planned or running when the sweep ended."""
     steps: int = 0
     """Optimiser steps taken."""
     tokens: int = 0
@@ -114,7 +114,8 @@ class StageResult(Resource):
     """What one stage came to."""
 
     name: str
-    status: Literal["pending", "running", "finished"]
+    status: Literal["pending", "running", "finished", "unfinished"]
+    """`unfinished` was still to come, or running, when the sweep ended."""
     num_trials: int = 0
     noise: float | None = None
     """Standard deviation of one trial's score between seeds."""
@@ -123,6 +124,9 @@ class StageResult(Resource):
     """Of all candidates so far."""
     surrogate_error: float | None = None
     """Root mean square of the surrogate's error on trials it had not seen, in units of the score; null without one."""
+
+
+Part = TypeVar("Part", Trial, StageResult)
 
 
 class SweepResults(Resource):
@@ -142,6 +146,11 @@ class SweepResults(Resource):
     prepare_seconds: float = 0.0
     """What the data took, once."""
 
+    def as_ended(self) -> SweepResults:
+        """The same of a sweep that has ended: one that was cancelled or lost had no time to say what it left undone."""
+        stages, trials = [_as_ended(stage) for stage in self.stages], [_as_ended(trial) for trial in self.trials]
+        return self.model_copy(update={"stages": stages, "trials": trials})
+
     def to_pandas(self) -> pandas.DataFrame:
         """The trials as a table: a row each, with its candidate's mix and other values.
 
@@ -157,6 +166,10 @@ class SweepResults(Resource):
             raise ImportError("a DataFrame needs pandas: `pip install pandas`") from error
         candidates = {candidate.id: candidate for candidate in self.candidates}
         return pandas.DataFrame([_row(trial, candidates[trial.candidate]) for trial in self.trials])
+
+
+def _as_ended(part: Part) -> Part:
+    return part.model_copy(update={"status": "unfinished"}) if part.status in ("pending", "running") else part
 
 
 def leaderboard(results: SweepResults, stage: str | None = None, *, only_beams: bool = False) -> list[Candidate]:

@@ -68,6 +68,16 @@ def test_a_bad_value_is_named_by_its_path(sweep_document: dict[str, Any], path: 
     assert [error.field for error in field_errors(caught.value.errors(), sweep_document)] == [field]
 
 
+def test_leaving_a_source_out_needs_others_in_the_mix(sweep_document: dict[str, Any]) -> None:
+    sweep_document |= {"searcher": "leave_one_out", "stages": sweep_document["stages"][:1]}
+    SweepSpec.model_validate(sweep_document)
+    data = sweep_document["base"]["data"]
+    data["mixture"] = {"math": 1, "general": 0}
+    [only] = [source["name"] for source in data["sources"] if source["category"] == "math"]
+    with pytest.raises(ValidationError, match=f"without source '{only}' nothing of the base mix would be left"):
+        SweepSpec.model_validate(sweep_document)
+
+
 def test_an_axis_is_no_stages_to_change(sweep_document: dict[str, Any]) -> None:
     sweep_document |= {"axes": {"fields": [LEARNING_RATE]}}
     sweep_document["stages"][0]["changes"] = {"train.learning_rate": 1e-4}

@@ -194,6 +194,23 @@ def test_trials_are_filtered_and_paged(client: Client, http: TestClient, sweep: 
     assert http.get(f"{path}?status=happy").json()["errors"][0]["field"] == "status.0"
 
 
+def test_what_a_cancelled_sweep_left_undone_is_unfinished(
+    client: Client, store: Store, sweep: Sweep, results: SweepResults
+) -> None:
+    first, second, *others = results.trials
+    trials = [first.model_copy(update={"status": "running"}), second.model_copy(update={"status": "pending"}), *others]
+    stages = [stage.model_copy(update={"status": "running"}) for stage in results.stages]
+    write_results(sweep, results.model_copy(update={"trials": trials, "stages": stages}))
+    handle = client.sweeps.get(sweep.id)
+    assert [trial.status for trial in handle.trials()][:2] == ["running", "pending"]
+    handle.cancel()
+    found = handle.results()
+    assert found.trials == handle.trials()
+    assert [trial.status for trial in found.trials[:2]] == ["unfinished"] * 2
+    assert found.trials[2:] == others, "what had ended stays"
+    assert {stage.status for stage in found.stages} == {"unfinished"}
+
+
 def test_the_leaderboard_has_the_best_first(client: Client, sweep: Sweep, results: SweepResults) -> None:
     write_results(sweep, results)
     handle = client.sweeps.get(sweep.id)
