@@ -12,7 +12,7 @@ import uvicorn
 
 from service.api.app import assemble, create_app, open_backend, open_store
 from service.settings import Settings
-from service.store.store import new_api_key
+from service.store.keys import new_api_key
 
 
 def ensure_first_key(settings: Settings) -> str | None:

@@ -20,7 +20,8 @@ from service.errors import ConflictError
 from service.reconcile import Reconciler
 from service.run_reader import require_writable
 from service.settings import Settings
-from service.store.store import Store, migrate, open_engine
+from service.store.engine import migrate, open_engine
+from service.store.store import Store
 
 MIN_LOCAL_CPUS = 3
 """Two training workers and a data task fit, also on a machine with fewer cores."""

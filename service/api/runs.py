@@ -11,7 +11,7 @@ from service.api.reachable import require_possible
 from service.spec.job import JobSpec
 from service.spec.resources import Problem
 from service.spec.sweep import SweepSpec
-from service.store.store import AnyRun
+from service.store.runs import AnyRun
 
 Answers = dict[int | str, dict[str, Any]]
 

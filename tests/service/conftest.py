@@ -17,7 +17,9 @@ from service.reconcile import Reconciler
 from service.spec.job import JobSpec
 from service.spec.sweep import SweepSpec
 from service.spec.sweep_results import Agreement, Candidate, Estimate, StageResult, SweepResults, Trial
-from service.store.store import Store, migrate, new_api_key, open_engine
+from service.store.engine import migrate, open_engine
+from service.store.keys import new_api_key
+from service.store.store import Store
 from tests.service.recording_backend import RecordingBackend
 
 

@@ -24,7 +24,8 @@ from service.spec.promotion import job_of_candidate
 from service.spec.resources import Job, Sweep, SweepProgress
 from service.spec.sweep import SweepSpec
 from service.spec.sweep_results import REPORT_PAGE_FILE, SWEEP_FILE, Candidate, SweepResults
-from service.store.store import _MIGRATIONS, Store, migrate, open_engine
+from service.store.engine import MIGRATIONS, migrate, open_engine
+from service.store.store import Store
 from tests.conftest import set_at
 from tests.service.recording_backend import RecordingBackend
 
@@ -341,7 +342,7 @@ def test_results_are_a_table(results: SweepResults, monkeypatch: pytest.MonkeyPa
 def test_jobs_of_the_first_schema_are_jobs_still(tmp_path: Path, spec: JobSpec) -> None:
     engine = open_engine(f"sqlite:///{tmp_path / 'old.db'}")
     config = Config()
-    config.set_main_option("script_location", str(_MIGRATIONS))
+    config.set_main_option("script_location", str(MIGRATIONS))
     row = {"id": "job-1", "spec": spec.model_dump_json(), "sha": spec.sha256(), "at": "2026-01-01 00:00:00.000000"}
     with engine.begin() as connection:
         config.attributes["connection"] = connection

@@ -1,4 +1,4 @@
-"""Runs migrations on the connection that `service.store.store.migrate` hands over."""
+"""Runs migrations on the connection that `service.store.engine.migrate` hands over."""
 
 from alembic import context
 

@@ -1,0 +1,94 @@
+"""What runs say of themselves: segments of events taken in once each, and what is read from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
+
+from service.spec.event import Event
+from service.spec.resources import Job, JobEvent, Run, StepMetrics
+from service.store.models import EventRow, JobRow, SegmentRow
+from service.store.progress import fold_progress
+from service.store.runs import RunTables
+
+
+class EventTables(RunTables):
+    """Events of jobs and sweeps, and the metrics of their steps."""
+
+    def ingested_segments(self, run_id: str) -> set[str]:
+        """Names of the segments already taken in."""
+        with self._transaction() as session:
+            return set(session.scalars(select(SegmentRow.name).where(SegmentRow.job_id == run_id)))
+
+    def ingest_segment(self, run_id: str, name: str, events: Sequence[Event]) -> None:
+        """Take a segment in, once: its name, its events and the progress in one transaction."""
+        try:
+            with self._transaction() as session:
+                session.add(SegmentRow(job_id=run_id, name=name))
+                session.flush()
+                last = session.scalar(select(func.max(EventRow.sequence)).where(EventRow.job_id == run_id)) or 0
+                row = session.get_one(JobRow, run_id)
+                progress = dict(row.progress)
+                for sequence, item in enumerate(events, last + 1):
+                    step = item.data.get("step") if item.type == "train.step" else None
+                    document = item.model_dump(mode="json")
+                    session.add(EventRow(job_id=run_id, sequence=sequence, type=item.type, step=step, event=document))
+                    progress = fold_progress(progress, item)
+                row.progress = progress
+        except IntegrityError:
+            if name not in self.ingested_segments(run_id):
+                raise
+
+    def list_events(
+        self, resource: type[Run], run_id: str, *, after: int = 0, limit: int = 1000
+    ) -> tuple[list[JobEvent], bool]:
+        """Events of a job or a sweep in order, with sequences above `after`; and whether there are more."""
+        self.get(resource, run_id)
+        query = (
+            select(EventRow)
+            .where(EventRow.job_id == run_id, EventRow.sequence > after)
+            .order_by(EventRow.sequence)
+            .limit(limit + 1)
+        )
+        with self._transaction() as session:
+            rows = session.scalars(query).all()
+        return [_event(row) for row in rows[:limit]], len(rows) > limit
+
+    def find_verdict(self, run_id: str, attempt: int) -> JobEvent | None:
+        """An attempt's own last word, `job.finished` or `job.failed`; None when it said neither."""
+        query = (
+            select(EventRow)
+            .where(EventRow.job_id == run_id, EventRow.type.in_(("job.finished", "job.failed")))
+            .order_by(EventRow.sequence.desc())
+        )
+        with self._transaction() as session:
+            verdicts = [_event(row) for row in session.scalars(query)]
+        return next((event for event in verdicts if event.attempt == attempt), None)
+
+    def list_metrics(self, run_id: str, *, after: int = 0, limit: int = 1000) -> tuple[list[StepMetrics], bool]:
+        """Metrics of the steps above `after`, in order; of a step taken twice the last word."""
+        self.get(Job, run_id)
+        latest = (
+            select(EventRow.step, func.max(EventRow.sequence).label("sequence"))
+            .where(EventRow.job_id == run_id, EventRow.step > after)
+            .group_by(EventRow.step)
+            .order_by(EventRow.step)
+            .limit(limit + 1)
+            .subquery()
+        )
+        query = (
+            select(EventRow)
+            .join(latest, EventRow.sequence == latest.c.sequence)
+            .where(EventRow.job_id == run_id)
+            .order_by(EventRow.step)
+        )
+        with self._transaction() as session:
+            rows = session.scalars(query).all()
+        metrics = [StepMetrics(step=row.step or 0, data=row.event["data"]) for row in rows[:limit]]
+        return metrics, len(rows) > limit
+
+
+def _event(row: EventRow) -> JobEvent:
+    return JobEvent.model_validate({**row.event, "sequence": row.sequence})
