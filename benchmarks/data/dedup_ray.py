@@ -32,8 +32,8 @@ from ray_jobs.data.corpus_builder import CorpusBuilder
 from ray_jobs.data.dedup import find_duplicates
 from ray_jobs.data.duplicates import DuplicateSearch, Rows
 from ray_jobs.data.minhash import bands_and_rows, keys_of_minima
-from ray_jobs.data.sources import SourceFile, digest
 from ray_jobs.data.tasks import read_file, read_signatures
+from service.rows.sources import SourceFile, digest
 from service.spec.job import JobSpec
 
 

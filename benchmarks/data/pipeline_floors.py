@@ -19,8 +19,8 @@ from synthetic import SOURCES, contents
 from tokenizers import Tokenizer
 
 from ray_jobs.data.minhash import band_keys, bands_and_rows
-from ray_jobs.data.sources import digest
 from ray_jobs.data.tokenise import train_bpe
+from service.rows.sources import digest
 from service.spec.data import DedupSpec
 
 ROWS_OF_SAMPLE = 9000

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ray_jobs.data.decontaminate import BenchmarkText
-from ray_jobs.data.formats import NotAConversationError, RowReader
-from ray_jobs.data.raw_rows import RawRow, read_rows
-from ray_jobs.data.sources import SourceFile, files_of
 from service.errors import BadRowError
+from service.rows.formats import NotAConversationError, RowReader
+from service.rows.raw_rows import RawRow, read_rows
+from service.rows.sources import SourceFile, files_of
 from service.spec.data import DecontaminateSpec
 from service.spec.source import BenchmarkSpec, TextsForm
 

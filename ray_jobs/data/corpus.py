@@ -36,11 +36,11 @@ from ray_jobs.data.decontaminate import NgramIndex
 from ray_jobs.data.identity_files import identity_file
 from ray_jobs.data.lineage import directory_digests, identity, write_lineage
 from ray_jobs.data.parquet_files import read_parquet
-from ray_jobs.data.sources import SourceFile, digest, find_files
 from ray_jobs.data.tasks import TOKENIZER
 from ray_jobs.data.tokenizer_files import tokenizer_identity
 from ray_jobs.run_directory import write_file
 from service.errors import ConflictError
+from service.rows.sources import SourceFile, digest, find_files
 from service.spec.data import DecontaminateSpec
 from service.spec.identity import IdentitySourceSpec
 from service.spec.job import JobSpec

@@ -34,7 +34,6 @@ from ray_jobs.data.resumable import (
     read_duplicates,
     resume_file,
 )
-from ray_jobs.data.sources import SourceFile
 from ray_jobs.data.tasks import (
     CONVERSATIONS,
     FILTERED,
@@ -48,6 +47,7 @@ from ray_jobs.data.tasks import (
 )
 from ray_jobs.data.tokenizer_files import make_tokenizer, tokenizer_identity
 from service.errors import BadRowError, ConflictError, EmptyDataError
+from service.rows.sources import SourceFile
 from service.spec.data import DedupSpec
 from service.spec.job import JobSpec
 from service.spec.source import SourceSpec

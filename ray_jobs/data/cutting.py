@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ray_jobs.data.formats import ROLES
+from service.rows.formats import ROLES
 
 _SYSTEM, _ASSISTANT, _TOOL = (ROLES.index(role) for role in ("system", "assistant", "tool"))
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ray_jobs.data.formats import Conversation
+from service.rows.formats import Conversation
 
 _WORD = re.compile(r"\w+")
 _UNKNOWN = 0

@@ -16,9 +16,9 @@ import re
 from collections.abc import Iterator, Sequence
 from string import Formatter
 
-from ray_jobs.data.formats import Conversation, Turn
 from ray_jobs.data.identity_templates import FRAMES, OTHER_MODELS, TEMPLATES
 from service.errors import InvalidSpecError
+from service.rows.formats import Conversation, Turn
 from service.spec.identity import IdentityFacts, IdentitySourceSpec, IdentityTemplate
 
 _CHOICE = re.compile(r"\[([^\[\]]*\|[^\[\]]*)\]")

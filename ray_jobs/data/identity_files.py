@@ -14,11 +14,11 @@ from collections.abc import Callable
 
 from fsspec.core import url_to_fs
 
-from ray_jobs.data.formats import Conversation
 from ray_jobs.data.identity import write_identity
 from ray_jobs.data.paraphrase import Paraphrase, Paraphraser
-from ray_jobs.data.sources import SourceFile
 from ray_jobs.run_directory import write_file
+from service.rows.formats import Conversation
+from service.rows.sources import SourceFile
 from service.spec.identity import IdentitySourceSpec
 
 FORMAT_VERSION = 1

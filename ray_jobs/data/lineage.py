@@ -15,8 +15,8 @@ from typing import Any
 
 from fsspec.core import url_to_fs
 
-from ray_jobs.data.sources import digest
 from ray_jobs.run_directory import write_file
+from service.rows.sources import digest
 
 LINEAGE_FILE = "lineage.json"
 PACKAGES = ("datasketch", "jinja2", "numpy", "pyarrow", "ray", "tokenizers", "transformers")

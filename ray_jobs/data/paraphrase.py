@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from ray_jobs.data.formats import Conversation, Turn
 from ray_jobs.endpoint import Endpoint
+from service.rows.formats import Conversation, Turn
 from service.spec.identity import IdentityFacts, ParaphraseSpec
 
 _INSTRUCTIONS = (

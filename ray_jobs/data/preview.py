@@ -13,16 +13,16 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
 
-from ray_jobs.data.formats import RowReader
 from ray_jobs.data.marked_text import MarkedText, printable, wants_markers
-from ray_jobs.data.normalise import Row, normalised, with_system_prompt
-from ray_jobs.data.raw_rows import read_rows
 from ray_jobs.data.row_view import amount
-from ray_jobs.data.sources import files_of
 from ray_jobs.data.tasks import conversation_text
 from ray_jobs.data.tokenise import ChatTokenizer
 from ray_jobs.data.tokenizer_files import make_tokenizer
 from service.errors import EmptyDataError, InvalidSpecError
+from service.rows.formats import RowReader
+from service.rows.normalise import Row, normalised, with_system_prompt
+from service.rows.raw_rows import read_rows
+from service.rows.sources import files_of
 from service.spec.base import field_errors
 from service.spec.model import ModelSpec
 from service.spec.source import SourceSpec, TreeForm

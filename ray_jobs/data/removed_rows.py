@@ -21,8 +21,8 @@ from typing import Any
 import pyarrow as pa
 
 from ray_jobs.data.decontaminate import Overlap
-from ray_jobs.data.normalise import Row
 from ray_jobs.data.parquet_files import parquet_writer, part_url, read_parquet
+from service.rows.normalise import Row
 
 REJECTED, CONTAMINATED = "rejected", "contaminated"
 """Directories of a corpus."""

@@ -24,8 +24,8 @@ from fsspec.core import url_to_fs
 from ray_jobs.data.dedup import Duplicates
 from ray_jobs.data.lineage import directory_digests
 from ray_jobs.data.parquet_files import parquet_writer, part_url, read_parquet
-from ray_jobs.data.sources import digest
 from ray_jobs.run_directory import write_file
+from service.rows.sources import digest
 
 SHA256 = "sha256"
 """Column of a task's item: the hash that the file at its `url` must still have when it has been read."""

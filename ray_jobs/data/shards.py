@@ -33,8 +33,8 @@ from fsspec.core import url_to_fs
 from ray_jobs.data.document_tokens import DocumentTokens
 from ray_jobs.data.packed_rows import PACKED_SCHEMA, ROWS_PER_GROUP
 from ray_jobs.data.parquet_files import part_url, whole_file
-from ray_jobs.data.sources import digest
 from ray_jobs.run_directory import write_file
+from service.rows.sources import digest
 
 ORDERED_SCHEMA = pa.schema([("tokens", pa.list_(pa.int32())), ("trained", pa.list_(pa.bool_()))])
 

@@ -17,9 +17,7 @@ import pyarrow.compute as pc
 
 from ray_jobs.data.accounting import Counted
 from ray_jobs.data.decontaminate import NgramIndex, Overlap
-from ray_jobs.data.formats import Conversation, RowReader, Turn
 from ray_jobs.data.minhash import band_keys
-from ray_jobs.data.normalise import Row, batches, normalised, with_system_prompt
 from ray_jobs.data.parquet_files import (
     Lines,
     optional_parquet_writer,
@@ -28,7 +26,6 @@ from ray_jobs.data.parquet_files import (
     read_lines,
     read_parquet,
 )
-from ray_jobs.data.raw_rows import read_rows
 from ray_jobs.data.removed_rows import (
     CONTAMINATED,
     CONTAMINATED_SCHEMA,
@@ -37,9 +34,12 @@ from ray_jobs.data.removed_rows import (
     contaminated_table,
     rejected_table,
 )
-from ray_jobs.data.sources import SourceFile
 from ray_jobs.data.tokenise import ChatTokenizer, TokenisedConversation
 from ray_jobs.run_directory import local_directory
+from service.rows.formats import Conversation, RowReader, Turn
+from service.rows.normalise import Row, batches, normalised, with_system_prompt
+from service.rows.raw_rows import read_rows
+from service.rows.sources import SourceFile
 from service.spec.data import DataSpec, DedupSpec
 from service.spec.source import SourceSpec
 

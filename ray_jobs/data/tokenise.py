@@ -21,8 +21,8 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ray_jobs.data.cutting import TurnBorders
-from ray_jobs.data.formats import ROLES, Conversation, Turn
 from service.errors import InvalidSpecError
+from service.rows.formats import ROLES, Conversation, Turn
 
 START, END = "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 import fsspec
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ray_jobs.data.decompress import FileBytes, decompressed
-from ray_jobs.data.raw_rows import RawRow, read_rows
-from ray_jobs.data.sources import SourceFile, files_of
 from service.errors import BadRowError, EmptyDataError
+from service.rows.decompress import FileBytes, decompressed
+from service.rows.raw_rows import RawRow, read_rows
+from service.rows.sources import SourceFile, files_of
 from service.spec.source import FileSet
 
 

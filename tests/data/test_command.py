@@ -24,7 +24,6 @@ from typer.testing import CliRunner
 
 import ray_jobs
 from ray_jobs.data.command import _removed_on_fault, app
-from ray_jobs.data.formats import Turn
 from ray_jobs.data.lineage import read_lineage
 from ray_jobs.data.marked_text import MarkedText, printable
 from ray_jobs.data.packed_directory import PackedDirectory, find_packed
@@ -35,6 +34,7 @@ from ray_jobs.data.resumable import resume_file
 from ray_jobs.data.tokenise import ChatTokenizer, train_bpe
 from service.client.spec_file import load_spec
 from service.errors import BadRowError, EndpointError, InvalidSpecError
+from service.rows.formats import Turn
 from tests.data.conftest import digests
 from tests.data.test_fit import SILENT, WORDS, chat, words_tokenizer
 from tests.data.test_tokenise import write_tokenizer

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_jobs.data.cutting import Piece, Pieces, TurnBorders, split, truncate
-from ray_jobs.data.formats import ROLES
+from service.rows.formats import ROLES
 
 OVERHEAD = 4
 """Tokens of a turn beside its content: start, role, end, line end."""

@@ -12,8 +12,8 @@ import pytest
 
 from ray_jobs.data.benchmarks import benchmark_texts, find_benchmark_files
 from ray_jobs.data.decontaminate import BenchmarkText, NgramIndex, Overlap, words_of
-from ray_jobs.data.formats import Conversation, Turn
 from service.errors import BadRowError, SourceNotFoundError
+from service.rows.formats import Conversation, Turn
 from service.spec.data import DecontaminateSpec
 
 WORDS = [f"w{number}" for number in range(10)]

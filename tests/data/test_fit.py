@@ -14,12 +14,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from ray_jobs.data.corpus import Corpus
 from ray_jobs.data.corpus_builder import FILE_NAMES, INDEX_FILE
-from ray_jobs.data.formats import Conversation, Turn
 from ray_jobs.data.packed_rows import PackedRows
 from ray_jobs.data.parquet_files import parquet_writer, part_url, read_parquet
 from ray_jobs.data.prepare import _Packer
 from ray_jobs.data.tasks import CONVERSATION_SCHEMA, tokenise_file
 from ray_jobs.data.tokenise import END, START, ChatTokenizer
+from service.rows.formats import Conversation, Turn
 from service.spec.job import JobSpec
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]

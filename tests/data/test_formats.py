@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_jobs.data.formats import (
+from service.rows.formats import (
     MAX_CHARS,
     ROLES,
     Conversation,

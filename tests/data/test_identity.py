@@ -11,11 +11,11 @@ import fsspec
 import pytest
 from pydantic import ValidationError
 
-from ray_jobs.data.formats import RowReader
 from ray_jobs.data.identity import wordings, write_identity
 from ray_jobs.data.identity_files import identity_file
 from ray_jobs.data.identity_templates import FRAMES, OTHER_MODELS, TEMPLATES
 from service.errors import InvalidSpecError
+from service.rows.formats import RowReader
 from service.spec.identity import IdentityFacts, IdentitySourceSpec
 
 ALL_FACTS = {

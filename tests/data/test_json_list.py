@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_jobs.data import json_list
-from ray_jobs.data.json_list import BrokenListError, JsonList
+from service.rows import json_list
+from service.rows.json_list import BrokenListError, JsonList
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=9)
 VALUES = st.recursive(

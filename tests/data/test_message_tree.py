@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_jobs.data.formats import NotAConversationError, RowReader, require_order
-from ray_jobs.data.message_tree import MessageTree
-from ray_jobs.data.normalise import Row, normalised
-from ray_jobs.data.raw_rows import RawRow
+from service.rows.formats import NotAConversationError, RowReader, require_order
+from service.rows.message_tree import MessageTree
+from service.rows.normalise import Row, normalised
+from service.rows.raw_rows import RawRow
 from service.spec.source import TreeForm
 
 
@@ -140,7 +140,7 @@ def test_a_broken_thread_costs_itself_and_an_empty_tree_is_no_bad_row() -> None:
 
 
 def test_threads_that_repeat_a_long_beginning_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray_jobs.data.formats.MAX_CHARS", 20_000)
+    monkeypatch.setattr("service.rows.formats.MAX_CHARS", 20_000)
     tree = asked("q" * 200, *(answered(str(number)) for number in range(97)))
     assert len(threads(tree, threads="all")) == 97
     tree["replies"] *= 2

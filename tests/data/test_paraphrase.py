@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from ray_jobs.data.formats import Turn
 from ray_jobs.data.identity import write_identity
 from ray_jobs.data.identity_files import identity_file
 from ray_jobs.data.paraphrase import Paraphraser
 from service.errors import EndpointError, InvalidSpecError
+from service.rows.formats import Turn
 from service.spec.identity import IdentityFacts, IdentitySourceSpec, ParaphraseSpec
 from tests.chat_server import Answer, ChatServer
 

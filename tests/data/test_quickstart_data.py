@@ -12,9 +12,9 @@ from types import ModuleType
 import pytest
 import yaml
 
-from ray_jobs.data.formats import RowReader, require_order
-from ray_jobs.data.raw_rows import read_rows
-from ray_jobs.data.sources import SourceFile, find_files
+from service.rows.formats import RowReader, require_order
+from service.rows.raw_rows import read_rows
+from service.rows.sources import SourceFile, find_files
 from service.spec.job import JobSpec
 from service.spec.source import SourceSpec
 

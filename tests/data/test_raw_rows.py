@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_jobs.data.decompress import MAX_EXPANSION
-from ray_jobs.data.raw_rows import RawRow, read_rows
-from ray_jobs.data.sources import SourceFile, find_files
+from service.rows.decompress import MAX_EXPANSION
+from service.rows.raw_rows import RawRow, read_rows
+from service.rows.sources import SourceFile, find_files
 from service.spec.source import FileFormat
 from tests.data.test_sources import ROWS, data_spec, jsonl, write
 
@@ -165,7 +165,7 @@ class TornConnection(io.BytesIO):
 def test_an_error_of_the_filesystem_is_no_bad_row(
     monkeypatch: pytest.MonkeyPatch, name: str, format: FileFormat, content: bytes
 ) -> None:
-    monkeypatch.setattr("ray_jobs.data.raw_rows.fsspec.open", lambda *_, **__: TornConnection(content))
+    monkeypatch.setattr("service.rows.raw_rows.fsspec.open", lambda *_, **__: TornConnection(content))
     with pytest.raises(ConnectionError, match="reset by peer"):
         list(read_rows(SourceFile(0, f"s3://bucket/{name}", format)))
 
@@ -206,14 +206,14 @@ def test_a_decompression_bomb_is_one_bad_row(
     compress: Callable[[bytes], bytes],
     format: FileFormat,
 ) -> None:
-    monkeypatch.setattr("ray_jobs.data.decompress.EXPANSION_FREE_BYTES", 2**20)
+    monkeypatch.setattr("service.rows.decompress.EXPANSION_FREE_BYTES", 2**20)
     path = write(tmp_path / f"a.{extension}", compress(b"[" + b" " * (2**21) + b"]\n"))
     [row] = read(path, format)
     assert "cannot be read from here on: ExpansionError" in str(row.reason)
 
 
 def test_a_bomb_within_parquet_is_one_bad_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray_jobs.data.decompress.EXPANSION_FREE_BYTES", 2**20)
+    monkeypatch.setattr("service.rows.decompress.EXPANSION_FREE_BYTES", 2**20)
     bomb = pa.table({"prompt": ["x" * 2**20 * 4] * 2})
     path = write(tmp_path / "a.parquet", parquet(bomb, compression="zstd", use_dictionary=False))
     [row] = read(path, "parquet")
@@ -233,7 +233,7 @@ def test_parquet_may_be_compressed_once_more(tmp_path: Path) -> None:
 
 
 def test_a_huge_line_costs_its_row_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray_jobs.data.raw_rows.MAX_LINE_BYTES", 20_000)
+    monkeypatch.setattr("service.rows.raw_rows.MAX_LINE_BYTES", 20_000)
     path = write(tmp_path / "a.jsonl", b"1\n" + b"2" * 50_000 + b"\n3\n" + b"4" * 30_000)
     rows = read(path, "jsonl")
     assert [(row.number, row.value) for row in rows] == [(1, 1), (2, None), (3, 3), (4, None)]

@@ -9,9 +9,9 @@ from typing import Any
 import fsspec
 import pytest
 
-from ray_jobs.data.raw_rows import read_rows
-from ray_jobs.data.sources import digest, find_files
 from service.errors import InvalidSpecError, SourceNotFoundError
+from service.rows.raw_rows import read_rows
+from service.rows.sources import digest, find_files
 from service.spec.data import DataSpec
 from service.spec.source import SourceSpec
 
@@ -86,7 +86,7 @@ def test_a_missing_package_is_named_by_its_extra(monkeypatch: pytest.MonkeyPatch
     def refuse(uri: str) -> None:
         raise ImportError(uri)
 
-    monkeypatch.setattr("ray_jobs.data.sources.url_to_fs", refuse)
+    monkeypatch.setattr("service.rows.sources.url_to_fs", refuse)
     with pytest.raises(InvalidSpecError, match=rf"install sleddog\[{extra}\]") as caught:
         find_files(data_spec(f"{scheme}://bucket/a.jsonl"))
     assert caught.value.field == "data.sources.0.uri"

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from ray_jobs.data.formats import ROLES, Conversation, Turn
 from ray_jobs.data.tokenise import CHAT_TEMPLATE, ChatTokenizer, train_bpe
 from ray_jobs.data.tokenizer_files import make_tokenizer, tokenizer_identity
 from service.errors import InvalidSpecError, SourceNotFoundError
+from service.rows.formats import ROLES, Conversation, Turn
 from service.spec.model import ModelSpec
 from tests.data.conftest import TEXTS
 

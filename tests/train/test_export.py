@@ -19,12 +19,12 @@ import ray_jobs.train.read_back
 from moe.dispatch import ExpertParallel
 from moe.hf import INDEX_FILE, checkpoint_slices, load_checkpoint, read_config
 from moe.model import HybridModel
-from ray_jobs.data.formats import Turn
 from ray_jobs.data.tokenise import CHAT_TEMPLATE, ChatTokenizer, train_bpe
 from ray_jobs.run_directory import RunDirectory
 from ray_jobs.train.export import commit_export, committed_export, committed_step, export, remove_superseded
 from ray_jobs.train.read_back import CHECKSUMS_FILE, describe_tensor
 from service.errors import CheckpointError
+from service.rows.formats import Turn
 from tests.moe.conftest import TINY, tiny_model
 
 EXPERT = "model.layers.1.block_sparse_moe.experts.2.w1.weight"

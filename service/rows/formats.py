@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple, get_args
 
-from ray_jobs.data.message_tree import BrokenTreeError, MessageTree
+from service.rows.message_tree import BrokenTreeError, MessageTree
 from service.spec.source import (
     ColumnsForm,
     MessageFields,

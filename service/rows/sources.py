@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import fsspec
 from fsspec.core import url_to_fs
 
-from ray_jobs.data.decompress import COMPRESSIONS
 from service.errors import InvalidSpecError, SourceNotFoundError
+from service.rows.decompress import COMPRESSIONS
 from service.spec.data import DataSpec
 from service.spec.source import FileFormat, FileSet
 

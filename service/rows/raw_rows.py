@@ -25,9 +25,9 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_jobs.data.decompress import FileBytes, decompressed, require_expansion
-from ray_jobs.data.json_list import BrokenListError, JsonList
-from ray_jobs.data.sources import SourceFile
+from service.rows.decompress import FileBytes, decompressed, require_expansion
+from service.rows.json_list import BrokenListError, JsonList
+from service.rows.sources import SourceFile
 
 MAX_LINE_BYTES = 32 * 2**20
 """Room for the largest conversation (`formats.MAX_CHARS`) with every character escaped."""

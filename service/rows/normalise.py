@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from ray_jobs.data.formats import MAX_CHARS, Conversation, NotAConversationError, RowReader, Turn, require_order
-from ray_jobs.data.raw_rows import RawRow
+from service.rows.formats import MAX_CHARS, Conversation, NotAConversationError, RowReader, Turn, require_order
+from service.rows.raw_rows import RawRow
 
 _MAX_BATCH_CHARS = 4 * MAX_CHARS
 _MAX_REASON_CHARS = 200
