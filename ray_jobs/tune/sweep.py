@@ -191,7 +191,7 @@ class Sweep:
             "stage": stage,
             "round": max((candidate.round for candidate in candidates), default=0),
             "trials_ended": len(self._ended),
-            "trials_due": len(self._now.due),
+            "trials_planned": len(results.trials),
             "best": None if best is None else best.id,
             "best_score": None if best is None or best.score is None else best.score.value,
         }

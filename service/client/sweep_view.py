@@ -59,7 +59,7 @@ class SweepView(LiveView):
     def _panel(self, sweep: Sweep) -> RenderableType:
         progress = sweep.progress
         bar = Table.grid(padding=(0, 1))
-        bar.add_row(ProgressBar(total=progress.trials_due or 1, completed=progress.trials_ended or 0, width=40))
+        bar.add_row(ProgressBar(total=progress.trials_planned or 1, completed=progress.trials_ended or 0, width=40))
         lines: list[RenderableType] = [heading(sweep)]
         if self._results is not None and self._results.stages:
             lines.append(Text("  ").join(_stage_text(stage) for stage in self._results.stages))
@@ -79,7 +79,7 @@ def describe_sweep(sweep: Sweep, results: SweepResults | None = None) -> str:
     parts = [progress.stage]
     if progress.round is not None:
         parts.append(f"round {progress.round + 1}")
-    parts.append(f"trials {progress.trials_ended}/{progress.trials_due}")
+    parts.append(f"trials {progress.trials_ended}/{progress.trials_planned}")
     if progress.best is not None and progress.best_score is not None:
         parts.append(f"best {progress.best} {progress.best_score:+.2%}")
     left_s = None if results is None else remaining_s(progress, results)
@@ -93,10 +93,10 @@ def remaining_s(progress: SweepProgress, results: SweepResults) -> float | None:
     """
     trials = [trial for trial in results.trials if trial.stage == progress.stage]
     took_s = [trial.duration_s for trial in trials if trial.status == "succeeded"]
-    if not took_s or progress.trials_due is None or progress.trials_ended is None:
+    if not took_s or progress.trials_planned is None or progress.trials_ended is None:
         return None
     at_once = max(1, sum(trial.status == "running" for trial in trials))
-    return (progress.trials_due - progress.trials_ended) * sum(took_s) / len(took_s) / at_once
+    return (progress.trials_planned - progress.trials_ended) * sum(took_s) / len(took_s) / at_once
 
 
 def print_sweep(results: SweepResults, console: Console, run_url: str) -> None:

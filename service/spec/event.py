@@ -78,7 +78,7 @@ class Event(BaseModel):
         eval.task: `when`, `step`, `task`, `kind`, `status` (succeeded, failed), `reason` (of the failure), `samples`
             (how many), `verdicts` (how many of each), `metrics` (by name: `score`, `standard_error`, `n`). All
             evaluations may come twice, the same, when a worker dies at that moment.
-        sweep.progress: `round`, `trials_ended`, `trials_due`, `best_score`, `best`, as in `SweepProgress`.
+        sweep.progress: `round`, `trials_ended`, `trials_planned`, `best_score`, `best`, as in `SweepProgress`.
         trial.started: `trial`, `candidate`, `seed`, `mixture` (share by category, or null).
         trial.ended: `trial`, `status` (as of a `Trial`), `metrics`, `score` (null if it failed), `duration_s`.
         job.failed: `code`, `fault`, `field`; the reason is the event's `message`.

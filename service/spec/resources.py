@@ -77,8 +77,8 @@ class SweepProgress(TaskProgress):
     """Of the stage, from 0."""
     trials_ended: int | None = None
     """Trials that have ended, one way or another."""
-    trials_due: int | None = None
-    """Trials in all, as far as can be told: a stage may end early."""
+    trials_planned: int | None = None
+    """Trials of the rounds begun so far, those that have ended included; later rounds and stages add theirs."""
     best: str | None = None
     """The best candidate so far."""
     best_score: float | None = None

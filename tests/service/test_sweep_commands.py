@@ -46,7 +46,7 @@ def finish(sweep: Sweep, results: SweepResults, backend: RecordingBackend, recon
     reconciler.reconcile()
     (Path(sweep.run_url) / SWEEP_FILE).write_text(results.model_dump_json())
     with EventWriter(RunDirectory(sweep.run_url), "driver", attempt=1) as events:
-        events.emit("sweep.progress", stage="target", round=0, trials_ended=6, trials_due=6, best="target-1")
+        events.emit("sweep.progress", stage="target", round=0, trials_ended=6, trials_planned=6, best="target-1")
         events.emit("job.finished")
     backend.states[f"{sweep.id}-a1"] = ("succeeded", "")
     reconciler.reconcile()
@@ -183,19 +183,22 @@ def test_progress_is_one_line(client: Client, sweep_spec: SweepSpec, results: Sw
     for fields, line in [
         ({"stage": "prepare"}, "  prepare"),
         ({"stage": "prepare", "task": "pack", "done": 1, "unit": "shards"}, "  prepare  pack: 1 shards"),
-        ({"stage": "proxy", "round": 0, "trials_ended": 3, "trials_due": 9}, "  proxy  round 1  trials 3/9  ETA 1:00"),
         (
-            {"stage": "target", "trials_ended": 8, "trials_due": 9, "best": "c", "best_score": 0.05},
+            {"stage": "proxy", "round": 0, "trials_ended": 3, "trials_planned": 9},
+            "  proxy  round 1  trials 3/9  ETA 1:00",
+        ),
+        (
+            {"stage": "target", "trials_ended": 8, "trials_planned": 9, "best": "c", "best_score": 0.05},
             "  target  trials 8/9  best c +5.00%  ETA 0:10",
         ),
-        ({"stage": "third", "trials_ended": 8, "trials_due": 9}, "  third  trials 8/9"),
+        ({"stage": "third", "trials_ended": 8, "trials_planned": 9}, "  third  trials 8/9"),
     ]:
         progress = sweep.progress.model_copy(update=fields)
         running = sweep.model_copy(update={"status": "running", "queue_position": None, "progress": progress})
         assert describe_sweep(running, results) == line
     running_trials = [trial.model_copy(update={"status": "running", "stage": "proxy"}) for trial in results.trials[:2]]
     busy = results.model_copy(update={"trials": [*results.trials, *running_trials]})
-    progress = sweep.progress.model_copy(update={"stage": "proxy", "trials_ended": 3, "trials_due": 9})
+    progress = sweep.progress.model_copy(update={"stage": "proxy", "trials_ended": 3, "trials_planned": 9})
     assert remaining_s(progress, busy) == 30, "two trials at a time"
 
 
@@ -204,7 +207,7 @@ def test_the_live_view_shows_beams(
     client: Client, sweep_spec: SweepSpec, results: SweepResults, is_terminal: bool, tmp_path: Path
 ) -> None:
     sweep: Sweep = client.sweeps.create(sweep_spec)
-    fields = {"stage": "proxy", "round": 1, "trials_ended": 3, "trials_due": 9}
+    fields = {"stage": "proxy", "round": 1, "trials_ended": 3, "trials_planned": 9}
     progress = sweep.progress.model_copy(update=fields)
     running = sweep.model_copy(update={"status": "running", "queue_position": None, "progress": progress})
     with (tmp_path / "out").open("w+") as file:

@@ -158,10 +158,12 @@ def test_a_sweep_is_run_like_a_job_by_its_own_driver(
         events.emit("stage.progress", stage="prepare", task="pack", done=1, total=2, unit="shards")
         events.emit("trial.started", trial="a-s0", stage="proxy", candidate="a", seed=0, mixture={"math": 1.0})
         events.emit("trial.ended", trial="a-s0", status="succeeded", metrics={"held_out_loss": 2.0}, score=0.1)
-        events.emit("sweep.progress", stage="proxy", round=1, trials_ended=1, trials_due=9, best_score=0.1, best="a")
+        events.emit(
+            "sweep.progress", stage="proxy", round=1, trials_ended=1, trials_planned=9, best_score=0.1, best="a"
+        )
     reconciler.reconcile()
     assert client.sweeps.get(sweep.id).progress == SweepProgress(
-        stage="proxy", round=1, trials_ended=1, trials_due=9, best="a", best_score=0.1
+        stage="proxy", round=1, trials_ended=1, trials_planned=9, best="a", best_score=0.1
     ), "the data's task is over"
     with EventWriter(RunDirectory(sweep.run_url), "last", attempt=2) as events:
         events.emit("job.finished")

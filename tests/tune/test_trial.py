@@ -143,7 +143,10 @@ def test_only_what_lags_behind_is_written_down_as_stopped(
     spec: SweepSpec, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0})
-    sweep = Sweep(spec, RunDirectory(str(tmp_path)), {"general": 0.5, "math": 0.5}, 1.0, lambda *_, **__: None)
+    told: list[dict[str, Any]] = []
+    sweep = Sweep(
+        spec, RunDirectory(str(tmp_path)), {"general": 0.5, "math": 0.5}, 1.0, lambda _, **data: told.append(data)
+    )
     started: dict[str, TrialRun] = {}
     while (trial := sweep.next_trial()) is not None:
         started[trial.planned.candidate] = trial
@@ -154,3 +157,4 @@ def test_only_what_lags_behind_is_written_down_as_stopped(
     sweep.end(cut.planned.id, None)
     assert behind.ended() is not None
     assert cut.ended() is None, "the sweep ended around it, and may go on with it"
+    assert (told[-1]["trials_ended"], told[-1]["trials_planned"]) == (1, told[0]["trials_planned"])
