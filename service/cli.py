@@ -11,15 +11,16 @@ from typing import Annotated
 import typer
 
 from service.advise_commands import advise_app
-from service.client.client import DEFAULT_URL, Client
+from service.client.client import DEFAULT_URL
 from service.client.plan_view import print_plan
-from service.client.progress_view import ProgressView, describe_progress
+from service.client.progress_view import describe_progress
 from service.client.report_view import print_report
 from service.client.spec_file import load_spec, plan_request
 from service.command_line import (
     DEFAULT_DATA_DIR,
     AsJson,
     DataDir,
+    JobId,
     Key,
     Url,
     cancelled_on_exit,
@@ -32,17 +33,17 @@ from service.command_line import (
     print_runs,
 )
 from service.data_commands import data_app
+from service.follow_commands import follow, follow_app
 from service.plan.plan import plan_job
 from service.settings import Settings
-from service.spec.resources import Job
 from service.sweep_commands import sweep_app
 
 app = typer.Typer(no_args_is_help=True)
+app.add_typer(follow_app)
 app.add_typer(data_app, name="data")
 app.add_typer(sweep_app, name="sweep")
 app.add_typer(advise_app, name="advise")
 
-JobId = Annotated[str, typer.Argument(help="As `sleddog jobs` lists it.")]
 SpecFile = Annotated[Path, typer.Argument(help="A job's spec: YAML, TOML or JSON.")]
 
 
@@ -111,7 +112,7 @@ def run(spec_file: SpecFile, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
         job = client.jobs.create(spec)
         out.print(f"Posted {spec_file} as {job.id}", highlight=False)
         with cancelled_on_exit(lambda: client.jobs.cancel(job.id)):
-            _follow(client, job)
+            follow(client, job.id, out)
         print_report(client.jobs.report(job.id), out)
 
 
@@ -169,7 +170,7 @@ def submit(
         job = client.jobs.create(spec)
         print_json(job) if as_json else out.print(job.id, highlight=False)
         if watch_it:
-            _follow(client, job)
+            follow(client, job.id, out)
 
 
 @app.command()
@@ -185,28 +186,6 @@ def jobs(
     with connected(url, api_key, data_dir) as client:
         page = client.jobs.list(limit=limit)
     print_json(page) if as_json else print_runs(page, describe_progress)
-
-
-@app.command()
-@clean_errors
-def watch(job_id: JobId, url: Url = DEFAULT_URL, api_key: Key = None, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
-    """Follow a job to its end; Ctrl-C stops looking, not the job."""
-    with connected(url, api_key, data_dir) as client:
-        _follow(client, client.jobs.get(job_id))
-
-
-@app.command()
-@clean_errors
-def logs(
-    job_id: JobId,
-    tail: Annotated[int | None, typer.Option(min=1, help="Only the last lines.")] = None,
-    url: Url = DEFAULT_URL,
-    api_key: Key = None,
-    data_dir: DataDir = DEFAULT_DATA_DIR,
-) -> None:
-    """Print what a job's driver and workers printed."""
-    with connected(url, api_key, data_dir) as client:
-        typer.echo(client.jobs.logs(job_id, tail=tail), nl=False)
 
 
 @app.command()
@@ -233,11 +212,6 @@ def report(
         typer.echo(json.dumps(document, indent=2))
     else:
         print_report(document, out)
-
-
-def _follow(client: Client, job: Job) -> None:
-    with ProgressView(out) as view:
-        client.jobs.wait(job.id, on_update=view.update)
 
 
 if __name__ == "__main__":

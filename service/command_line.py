@@ -31,6 +31,7 @@ Key = Annotated[
 DataDir = Annotated[
     Path, typer.Option(envvar="SLEDDOG_DATA_DIR", help="Where the service keeps its store, its key and its runs.")
 ]
+JobId = Annotated[str, typer.Argument(help="As `sleddog jobs` lists it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 DEFAULT_DATA_DIR = Path(".sleddog")
@@ -75,6 +76,12 @@ def print_runs(page: Page[Any], describe: Callable[[Any], str]) -> None:
         state = run.error.message if run.error else describe(run).strip()
         table.add_row(run.id, run.name, run.status, created, Text(state))
     out.print(table)
+
+
+def print_line(model: Any) -> None:
+    """Print an answer as one line of JSON, at once, so that another program can follow."""
+    sys.stdout.write(model.model_dump_json() + "\n")
+    sys.stdout.flush()
 
 
 @contextmanager

@@ -6,11 +6,12 @@ import logging
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import uvicorn
 
 from service.api.app import assemble, create_app, open_backend, open_store
+from service.api.server import Server
 from service.settings import Settings
 from service.store.keys import new_api_key
 
@@ -38,7 +39,9 @@ def serve(settings: Settings, host: str, port: int) -> None:
     store = open_store(settings)
     with open_backend(settings) as backend:
         app = create_app(assemble(settings, store, backend))
-        uvicorn.run(app, host=host, port=port, log_level="info", access_log=False)
+        server = Server(uvicorn.Config(app, host=host, port=port, log_level="info", access_log=False))
+        with suppress(KeyboardInterrupt):  # the server has stopped when it raises it
+            server.run()
 
 
 @contextmanager
@@ -49,7 +52,7 @@ def served(settings: Settings) -> Iterator[str]:
     with open_backend(settings) as backend, socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         app = create_app(assemble(settings, store, backend))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+        server = Server(uvicorn.Config(app, log_level="warning", access_log=False))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="api")
         thread.start()
         try:

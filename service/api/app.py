@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
-from service.api import health, jobs, problems, sweeps
+from service.api import health, jobs, problems, streams, sweeps
 from service.api.dependencies import ControlPlane
 from service.backends.base import Backend
 from service.backends.local_ray import LocalRay
@@ -46,6 +46,7 @@ def create_app(parts: ControlPlane) -> FastAPI:
     problems.install(app)
     app.include_router(jobs.router)
     app.include_router(sweeps.router)
+    app.include_router(streams.router)
     app.include_router(health.router)
     return app
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from service.api.event_feed import EventFeed
+from service.api.log_feed import LogFeed
 from service.backends.base import Backend
 from service.errors import NotAuthenticatedError
 from service.reconcile import Reconciler
@@ -29,6 +32,21 @@ class ControlPlane:
     backend: Backend
     reconciler: Reconciler
     runs_url: str
+
+    @cached_property
+    def event_feed(self) -> EventFeed:
+        """Hands events to those who follow a run."""
+        return EventFeed(self.store)
+
+    @cached_property
+    def log_feed(self) -> LogFeed:
+        """Hands logs to those who follow a run."""
+        return LogFeed(self.store, self.backend)
+
+    def end_streams(self) -> None:
+        """End what followers hold open, so that the service can stop; they come back to the next one."""
+        self.event_feed.close()
+        self.log_feed.close()
 
 
 def control_plane(request: Request) -> ControlPlane:

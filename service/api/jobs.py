@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Response, status
-from fastapi.responses import PlainTextResponse
 
 from service.api.dependencies import Parts, require_key
 from service.api.runs import (
     CONFLICT,
     PROBLEMS,
-    UNAVAILABLE,
     AfterEvent,
     AfterId,
     IdempotencyKey,
@@ -19,7 +17,6 @@ from service.api.runs import (
     accept,
     not_found,
 )
-from service.backends.base import submission_id
 from service.errors import InvalidSpecError, NotFoundError
 from service.plan.plan import plan_job
 from service.run_reader import read_report
@@ -95,16 +92,6 @@ def list_metrics(
     """Metrics of each training step, in order."""
     metrics, has_more = parts.store.list_metrics(job_id, after=after, limit=limit)
     return Page(data=metrics, has_more=has_more)
-
-
-@router.get("/{job_id}/logs", response_class=PlainTextResponse, responses=_NOT_FOUND | UNAVAILABLE)
-def get_logs(
-    job_id: str, parts: Parts, tail: Annotated[int | None, Query(ge=1, description="Only the last lines")] = None
-) -> str:
-    """What the driver and its workers printed, of the latest attempt."""
-    job = parts.store.get(Job, job_id)
-    lines = parts.backend.logs(submission_id(job.id, job.attempt)).splitlines(keepends=True)
-    return "".join(lines[-tail:] if tail else lines)
 
 
 @router.get("/{job_id}/report", responses=_NOT_FOUND)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import builtins
+import json
 import random
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -31,6 +32,7 @@ from service.spec.sweep_results import Candidate, SweepResults, Trial, TrialStat
 
 AnyRun = TypeVar("AnyRun", bound=Run)
 Answer = TypeVar("Answer")
+Included = Literal["events", "snapshots"]
 
 MAX_RETRIES = 4
 _RETRIED_STATUSES = {408, 429, 500, 502, 503, 504}
@@ -89,6 +91,18 @@ def unreachable(url: httpx.URL, error: httpx.HTTPError) -> ServiceUnreachableErr
     return ServiceUnreachableError(f"{url} does not answer ({error}); is `sleddog serve` running there?")
 
 
+def raise_unless_away(response: httpx.Response) -> None:
+    """Raise what a refused stream stands for: the error itself, or that the service is away for a moment.
+
+    Raises:
+        httpx.RemoteProtocolError: asking again may help.
+        SleddogError: it will not.
+    """
+    if is_retried(response):
+        raise httpx.RemoteProtocolError(f"HTTP {response.status_code}", request=response.request)
+    raise_for_problem(response)
+
+
 def raise_for_problem(response: httpx.Response) -> None:
     """Raise the error that a problem document stands for."""
     if response.is_success:
@@ -118,6 +132,10 @@ def read_answer(call: Call[Answer], response: httpx.Response) -> Answer:
 
 def _text(response: httpx.Response) -> str:
     return response.text
+
+
+def _streamed(_response: httpx.Response) -> None:
+    """What is read as it comes has no answer as a whole."""
 
 
 def _model(kind: Any) -> Callable[[httpx.Response], Any]:
@@ -159,6 +177,24 @@ class RunCalls(Generic[AnyRun]):
         """GET …/{id}/events."""
         return Call("GET", self.path_of(run_id, "events"), _read_events, params={"after": after, "limit": limit})
 
+    def stream_events(self, run_id: str, after: int, included: Included) -> Call[None]:
+        """GET …/{id}/events:stream, whose answer is read message by message."""
+        params = {"include": included, "after": after}
+        return Call("GET", f"{self.path_of(run_id, 'events')}:stream", _streamed, params=params)
+
+    def get_logs(self, run_id: str, tail: int | None) -> Call[str]:
+        """GET …/{id}/logs."""
+        return Call("GET", self.path_of(run_id, "logs"), _text, params={"tail": tail})
+
+    def stream_logs(self, run_id: str, tail: int | None) -> Call[None]:
+        """GET …/{id}/logs?follow=true, whose answer is read part by part."""
+        params = {"tail": tail, "follow": True}
+        return Call("GET", self.path_of(run_id, "logs"), _streamed, params=params)
+
+    def read_snapshot(self, run: AnyRun, content: str) -> AnyRun:
+        """How a run stands, by a snapshot, which leaves out the spec."""
+        return type(run).model_validate({"spec": run.spec, **json.loads(content)})
+
     def path_of(self, run_id: str, *parts: str) -> str:
         """Path of a job or a sweep, or of something below it."""
         return "/".join([self.path, *(quote(part, safe="") for part in (run_id, *parts))])
@@ -186,11 +222,6 @@ def plan_job(request: PlanRequest) -> Call[Plan]:
 def list_metrics(job_id: str, after: int, limit: int) -> Call[Page[StepMetrics]]:
     """GET /v1/jobs/{id}/metrics."""
     return Call("GET", JOBS.path_of(job_id, "metrics"), _read_metrics, params={"after": after, "limit": limit})
-
-
-def get_logs(job_id: str, tail: int | None) -> Call[str]:
-    """GET /v1/jobs/{id}/logs."""
-    return Call("GET", JOBS.path_of(job_id, "logs"), _text, params={"tail": tail})
 
 
 def get_report(job_id: str) -> Call[dict[str, Any]]:

@@ -10,9 +10,10 @@ Requests are repeated when the service is busy or away for a moment; every one o
 from __future__ import annotations
 
 import asyncio
-import builtins
 import os
 import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -20,13 +21,10 @@ import httpx
 
 from service.client import calls
 from service.client.calls import Call
-from service.client.runs import PAGE, AsyncRuns, Runs
+from service.client.jobs import AsyncJobs, Jobs
 from service.client.sweeps import AsyncSweeps, Sweeps
 from service.errors import InvalidSettingsError, NotAuthenticatedError
-from service.spec.job import JobSpec
-from service.spec.plan import Plan, PlanRequest
-from service.spec.promotion import Promotion
-from service.spec.resources import Health, Job, StepMetrics
+from service.spec.resources import Health
 
 Answer = TypeVar("Answer")
 
@@ -113,6 +111,29 @@ class Client:
             time.sleep(calls.retry_delay_s(retry))
         raise AssertionError("the last try returns or raises")
 
+    @contextmanager
+    def open_stream(self, call: Call[None], read_timeout_s: float | None) -> Iterator[httpx.Response]:
+        """Send a call once, and leave its answer to be read as it comes.
+
+        Args:
+            call: of a stream.
+            read_timeout_s: longest silence; None allows any.
+
+        Raises:
+            SleddogError: the kind that the service answered.
+            httpx.TransportError: there was no answer, or it broke off.
+        """
+        request = call.request(self._http)
+        request.extensions["timeout"] = request.extensions["timeout"] | {"read": read_timeout_s}
+        response = self._http.send(request, stream=True)
+        try:
+            if not response.is_success:
+                response.read()
+                calls.raise_unless_away(response)
+            yield response
+        finally:
+            response.close()
+
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
@@ -122,42 +143,6 @@ class Client:
 
     def __exit__(self, *_error: object) -> None:
         self.close()
-
-
-class Jobs(Runs[Job]):
-    """`client.jobs`."""
-
-    def __init__(self, client: Client) -> None:
-        super().__init__(client, calls.JOBS)
-
-    def create(self, spec: JobSpec, *, idempotency_key: str | None = None) -> Job:
-        """Post a job; safe to repeat with the same key."""
-        return self._client.send(self._calls.create(spec, idempotency_key))
-
-    def create_from(self, promotion: Promotion, *, idempotency_key: str | None = None) -> Job:
-        """Post the job of a sweep's candidate, such as `sweep.best()`."""
-        return self.create(promotion.job, idempotency_key=idempotency_key)
-
-    def plan(self, request: PlanRequest) -> Plan:
-        """What a job would need and take; nothing is started."""
-        return self._client.send(calls.plan_job(request))
-
-    def metrics(self, job_id: str) -> builtins.list[StepMetrics]:
-        """Metrics of all steps so far."""
-        metrics: builtins.list[StepMetrics] = []
-        while True:
-            page = self._client.send(calls.list_metrics(job_id, metrics[-1].step if metrics else 0, PAGE))
-            metrics += page.data
-            if not page.has_more:
-                return metrics
-
-    def logs(self, job_id: str, *, tail: int | None = None) -> str:
-        """What the job printed."""
-        return self._client.send(calls.get_logs(job_id, tail))
-
-    def report(self, job_id: str) -> dict[str, Any]:
-        """What a finished job did."""
-        return self._client.send(calls.get_report(job_id))
 
 
 class AsyncClient:
@@ -194,6 +179,20 @@ class AsyncClient:
             await asyncio.sleep(calls.retry_delay_s(retry))
         raise AssertionError("the last try returns or raises")
 
+    @asynccontextmanager
+    async def open_stream(self, call: Call[None], read_timeout_s: float | None) -> AsyncIterator[httpx.Response]:
+        """As `Client.open_stream`."""
+        request = call.request(self._http)
+        request.extensions["timeout"] = request.extensions["timeout"] | {"read": read_timeout_s}
+        response = await self._http.send(request, stream=True)
+        try:
+            if not response.is_success:
+                await response.aread()
+                calls.raise_unless_away(response)
+            yield response
+        finally:
+            await response.aclose()
+
     async def close(self) -> None:
         """Close the connections."""
         await self._http.aclose()
@@ -203,39 +202,3 @@ class AsyncClient:
 
     async def __aexit__(self, *_error: object) -> None:
         await self.close()
-
-
-class AsyncJobs(AsyncRuns[Job]):
-    """`async_client.jobs`: as `Jobs`, awaited."""
-
-    def __init__(self, client: AsyncClient) -> None:
-        super().__init__(client, calls.JOBS)
-
-    async def create(self, spec: JobSpec, *, idempotency_key: str | None = None) -> Job:
-        """As `Jobs.create`."""
-        return await self._client.send(self._calls.create(spec, idempotency_key))
-
-    async def create_from(self, promotion: Promotion, *, idempotency_key: str | None = None) -> Job:
-        """As `Jobs.create_from`."""
-        return await self.create(promotion.job, idempotency_key=idempotency_key)
-
-    async def plan(self, request: PlanRequest) -> Plan:
-        """As `Jobs.plan`."""
-        return await self._client.send(calls.plan_job(request))
-
-    async def metrics(self, job_id: str) -> builtins.list[StepMetrics]:
-        """As `Jobs.metrics`."""
-        metrics: builtins.list[StepMetrics] = []
-        while True:
-            page = await self._client.send(calls.list_metrics(job_id, metrics[-1].step if metrics else 0, PAGE))
-            metrics += page.data
-            if not page.has_more:
-                return metrics
-
-    async def logs(self, job_id: str, *, tail: int | None = None) -> str:
-        """As `Jobs.logs`."""
-        return await self._client.send(calls.get_logs(job_id, tail))
-
-    async def report(self, job_id: str) -> dict[str, Any]:
-        """As `Jobs.report`."""
-        return await self._client.send(calls.get_report(job_id))

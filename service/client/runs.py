@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing
 from typing import Generic, Protocol, TypeVar
 
+import httpx
+from httpx_sse import EventSource, ServerSentEvent
+
 from service.client.calls import AnyRun, Call, RunCalls
-from service.errors import JobFailedError
+from service.client.streaming import READ_TIMEOUT_S, EventFollower, read_event
+from service.errors import JobFailedError, ServiceUnreachableError
 from service.spec.resources import JobEvent, JobStatus, Page
 
 Answer = TypeVar("Answer")
@@ -23,12 +28,22 @@ class Sender(Protocol):
         """The answer."""
         ...
 
+    def open_stream(self, call: Call[None], read_timeout_s: float | None) -> AbstractContextManager[httpx.Response]:
+        """An answer to be read as it comes."""
+        ...
+
 
 class AsyncSender(Protocol):
     """Sends calls, such as `AsyncClient`."""
 
     async def send(self, call: Call[Answer]) -> Answer:
         """The answer."""
+        ...
+
+    def open_stream(
+        self, call: Call[None], read_timeout_s: float | None
+    ) -> AbstractAsyncContextManager[httpx.Response]:
+        """An answer to be read as it comes."""
         ...
 
 
@@ -73,17 +88,66 @@ class Runs(Generic[AnyRun]):
         """One page of its events."""
         return self._client.send(self._calls.list_events(run_id, after, limit))
 
-    def stream_events(self, run_id: str, *, after: int = 0, poll_s: float = 0.5) -> Iterator[JobEvent]:
-        """Events as they come, until it has ended."""
+    def all_events(self, run_id: str, *, after: int = 0) -> Iterator[JobEvent]:
+        """All of its events so far, asked for page by page."""
         while True:
-            is_over = self.get(run_id).is_terminal
             page = self.events(run_id, after=after)
             yield from page.data
-            after = page.data[-1].sequence if page.data else after
-            if is_over and not page.has_more:
-                return
             if not page.has_more:
-                time.sleep(poll_s)
+                return
+            after = page.data[-1].sequence
+
+    def stream_events(self, run_id: str, *, after: int = 0) -> Iterator[JobEvent]:
+        """Events as they come, until it has ended; a lost connection is taken up again where it broke off.
+
+        Args:
+            run_id: of the job or the sweep.
+            after: sequence of the last event already seen.
+
+        Raises:
+            ServiceUnreachableError: the service stays away.
+        """
+        follower = EventFollower(self._calls, run_id, after, "events")
+        return (read_event(message) for message in self._follow(follower))
+
+    def watch(self, run_id: str) -> Iterator[AnyRun]:
+        """How it stands: now, and anew whenever that has changed, until it has ended."""
+        run = self.get(run_id)
+        yield run
+        if run.is_terminal:
+            return
+        for message in self._follow(EventFollower(self._calls, run_id, 0, "snapshots")):
+            yield self._calls.read_snapshot(run, message.data)
+
+    def _follow(self, follower: EventFollower[AnyRun]) -> Iterator[ServerSentEvent]:
+        while not follower.is_over:
+            error: httpx.TransportError | None = None
+            try:
+                with self._client.open_stream(follower.call(), READ_TIMEOUT_S) as response:
+                    follower.open(response)
+                    if follower.is_over:
+                        return
+                    yield from filter(follower.take, EventSource(response).iter_sse())
+            except httpx.TransportError as lost:
+                error = lost
+            if not follower.is_over:
+                time.sleep(follower.delay_s(error))
+
+    def logs(self, run_id: str, *, tail: int | None = None) -> str:
+        """What it printed, in its latest attempt."""
+        return self._client.send(self._calls.get_logs(run_id, tail))
+
+    def stream_logs(self, run_id: str, *, tail: int | None = None) -> Iterator[str]:
+        """What it prints as it comes, in parts, until it has ended; that of later attempts follows.
+
+        Raises:
+            ServiceUnreachableError: the connection was lost.
+        """
+        try:
+            with self._client.open_stream(self._calls.stream_logs(run_id, tail), None) as response:
+                yield from response.iter_text()
+        except httpx.TransportError as error:
+            raise ServiceUnreachableError(f"the log of {run_id} broke off: {error}") from error
 
     def wait(
         self,
@@ -141,18 +205,61 @@ class AsyncRuns(Generic[AnyRun]):
         """As `Runs.events`."""
         return await self._client.send(self._calls.list_events(run_id, after, limit))
 
-    async def stream_events(self, run_id: str, *, after: int = 0, poll_s: float = 0.5) -> AsyncIterator[JobEvent]:
-        """As `Runs.stream_events`."""
+    async def all_events(self, run_id: str, *, after: int = 0) -> AsyncIterator[JobEvent]:
+        """As `Runs.all_events`."""
         while True:
-            is_over = (await self.get(run_id)).is_terminal
             page = await self.events(run_id, after=after)
             for event in page.data:
                 yield event
-            after = page.data[-1].sequence if page.data else after
-            if is_over and not page.has_more:
-                return
             if not page.has_more:
-                await asyncio.sleep(poll_s)
+                return
+            after = page.data[-1].sequence
+
+    async def stream_events(self, run_id: str, *, after: int = 0) -> AsyncIterator[JobEvent]:
+        """As `Runs.stream_events`."""
+        follower = EventFollower(self._calls, run_id, after, "events")
+        async with aclosing(self._follow(follower)) as messages:
+            async for message in messages:
+                yield read_event(message)
+
+    async def watch(self, run_id: str) -> AsyncIterator[AnyRun]:
+        """As `Runs.watch`."""
+        run = await self.get(run_id)
+        yield run
+        if run.is_terminal:
+            return
+        async with aclosing(self._follow(EventFollower(self._calls, run_id, 0, "snapshots"))) as messages:
+            async for message in messages:
+                yield self._calls.read_snapshot(run, message.data)
+
+    async def _follow(self, follower: EventFollower[AnyRun]) -> AsyncGenerator[ServerSentEvent]:
+        while not follower.is_over:
+            error: httpx.TransportError | None = None
+            try:
+                async with self._client.open_stream(follower.call(), READ_TIMEOUT_S) as response:
+                    follower.open(response)
+                    if follower.is_over:
+                        return
+                    async for message in EventSource(response).aiter_sse():
+                        if follower.take(message):
+                            yield message
+            except httpx.TransportError as lost:
+                error = lost
+            if not follower.is_over:
+                await asyncio.sleep(follower.delay_s(error))
+
+    async def logs(self, run_id: str, *, tail: int | None = None) -> str:
+        """As `Runs.logs`."""
+        return await self._client.send(self._calls.get_logs(run_id, tail))
+
+    async def stream_logs(self, run_id: str, *, tail: int | None = None) -> AsyncIterator[str]:
+        """As `Runs.stream_logs`."""
+        try:
+            async with self._client.open_stream(self._calls.stream_logs(run_id, tail), None) as response:
+                async for text in response.aiter_text():
+                    yield text
+        except httpx.TransportError as error:
+            raise ServiceUnreachableError(f"the log of {run_id} broke off: {error}") from error
 
     async def wait(self, run_id: str, *, poll_s: float = 0.5) -> AnyRun:
         """As `Runs.wait`; limit it with `asyncio.timeout`."""

@@ -7,8 +7,9 @@ to do, then does it, and after a crash the reconciler finds the intent here.
 from __future__ import annotations
 
 from service.store.events import EventTables
+from service.store.heads import HeadTables
 from service.store.keys import KeyTables
 
 
-class Store(EventTables, KeyTables):
+class Store(EventTables, HeadTables, KeyTables):
     """Jobs and sweeps, their events, and API keys."""

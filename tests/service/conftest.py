@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 
 from service.api.app import create_app
 from service.api.dependencies import ControlPlane
+from service.api.server import Server
 from service.client.client import Client
 from service.reconcile import Reconciler
 from service.spec.job import JobSpec
@@ -63,7 +64,7 @@ def url(parts: ControlPlane) -> Iterator[str]:
     """The same over a real socket; still without the reconciler's loop."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(create_app(parts), lifespan="off", log_level="warning"))
+        server = Server(uvicorn.Config(create_app(parts), lifespan="off", log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"

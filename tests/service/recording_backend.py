@@ -17,6 +17,7 @@ class RecordingBackend:
         self.refused: set[str] = set()
         self.shares_filesystem = True
         self.max_cpus: float | None = None
+        self.printed: dict[str, str] = {}
 
     def _require_up(self) -> None:
         if self.is_down:
@@ -47,4 +48,4 @@ class RecordingBackend:
 
     def logs(self, submission_id: str) -> str:
         self._require_up()
-        return f"one\ntwo\nlogs of {submission_id}\n"
+        return self.printed.get(submission_id, f"one\ntwo\nlogs of {submission_id}\n")

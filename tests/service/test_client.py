@@ -142,7 +142,7 @@ def test_the_awaited_client_does_what_the_blocking_one_does(
 
 
 def test_the_public_surface_of_both_clients_is_the_same() -> None:
-    from service.client.client import AsyncJobs, Jobs
+    from service.client.jobs import AsyncJobs, Jobs
 
     assert {name for name in dir(Jobs) if not name.startswith("_")} == {
         name for name in dir(AsyncJobs) if not name.startswith("_")

@@ -1,0 +1,19 @@
+"""The HTTP server, which ends its streams before it waits for its connections to close."""
+
+from __future__ import annotations
+
+import socket
+
+import uvicorn
+
+from service.api.dependencies import ControlPlane
+
+
+class Server(uvicorn.Server):
+    """Serves an app that `service.api.app.create_app` made; a follower of a run does not keep it from stopping."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the streams, then stop as usual."""
+        parts: ControlPlane = self.config.app.state.control_plane  # type: ignore[union-attr]
+        parts.end_streams()
+        await super().shutdown(sockets)

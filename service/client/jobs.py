@@ -1,0 +1,141 @@
+"""`client.jobs`, and the handle on one job that `create` and `get` give.
+
+    job = client.jobs.create(load_spec("job.yaml"))
+    for event in job.stream_events():
+        print(event.type, event.message)
+    print(job.report()["held_out"])
+
+A handle's fields say how the job stood when it was asked for; its methods ask anew.
+"""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Iterator
+from typing import Any, Self
+
+from pydantic import PrivateAttr
+
+from service.client import calls
+from service.client.runs import PAGE, AsyncRuns, AsyncSender, Runs, Sender
+from service.spec.job import JobSpec
+from service.spec.plan import Plan, PlanRequest
+from service.spec.promotion import Promotion
+from service.spec.resources import Job, JobEvent, StepMetrics
+
+
+class Jobs(Runs[Job]):
+    """`client.jobs`."""
+
+    def __init__(self, client: Sender) -> None:
+        super().__init__(client, calls.JOBS)
+
+    def create(self, spec: JobSpec, *, idempotency_key: str | None = None) -> JobHandle:
+        """Post a job; safe to repeat with the same key."""
+        return JobHandle.bind(self._client.send(self._calls.create(spec, idempotency_key)), self)
+
+    def get(self, run_id: str) -> JobHandle:
+        """How a job stands."""
+        return JobHandle.bind(super().get(run_id), self)
+
+    def create_from(self, promotion: Promotion, *, idempotency_key: str | None = None) -> JobHandle:
+        """Post the job of a sweep's candidate, such as `sweep.best()`."""
+        return self.create(promotion.job, idempotency_key=idempotency_key)
+
+    def plan(self, request: PlanRequest) -> Plan:
+        """What a job would need and take; nothing is started."""
+        return self._client.send(calls.plan_job(request))
+
+    def metrics(self, job_id: str) -> builtins.list[StepMetrics]:
+        """Metrics of all steps so far."""
+        metrics: builtins.list[StepMetrics] = []
+        while True:
+            page = self._client.send(calls.list_metrics(job_id, metrics[-1].step if metrics else 0, PAGE))
+            metrics += page.data
+            if not page.has_more:
+                return metrics
+
+    def report(self, job_id: str) -> dict[str, Any]:
+        """What a finished job did."""
+        return self._client.send(calls.get_report(job_id))
+
+
+class JobHandle(Job):
+    """A job as it stood when it was asked for, and a hold on it."""
+
+    _jobs: Jobs = PrivateAttr()
+
+    @classmethod
+    def bind(cls, job: Job, jobs: Jobs) -> Self:
+        """A handle on a job."""
+        handle = cls.model_construct(**dict(job))
+        handle._jobs = jobs  # noqa: SLF001  the class's own
+        return handle
+
+    def refresh(self) -> JobHandle:
+        """How it stands now."""
+        return self._jobs.get(self.id)
+
+    def wait(self, *, timeout_s: float | None = None) -> Job:
+        """As `Jobs.wait`."""
+        return self._jobs.wait(self.id, timeout_s=timeout_s)
+
+    def watch(self) -> Iterator[Job]:
+        """As `Jobs.watch`."""
+        return self._jobs.watch(self.id)
+
+    def cancel(self) -> Job:
+        """Cancel it."""
+        return self._jobs.cancel(self.id)
+
+    def stream_events(self, *, after: int = 0) -> Iterator[JobEvent]:
+        """As `Jobs.stream_events`."""
+        return self._jobs.stream_events(self.id, after=after)
+
+    def metrics(self) -> list[StepMetrics]:
+        """As `Jobs.metrics`."""
+        return self._jobs.metrics(self.id)
+
+    def logs(self, *, tail: int | None = None) -> str:
+        """As `Jobs.logs`."""
+        return self._jobs.logs(self.id, tail=tail)
+
+    def stream_logs(self, *, tail: int | None = None) -> Iterator[str]:
+        """As `Jobs.stream_logs`."""
+        return self._jobs.stream_logs(self.id, tail=tail)
+
+    def report(self) -> dict[str, Any]:
+        """As `Jobs.report`."""
+        return self._jobs.report(self.id)
+
+
+class AsyncJobs(AsyncRuns[Job]):
+    """`async_client.jobs`: as `Jobs`, awaited."""
+
+    def __init__(self, client: AsyncSender) -> None:
+        super().__init__(client, calls.JOBS)
+
+    async def create(self, spec: JobSpec, *, idempotency_key: str | None = None) -> Job:
+        """As `Jobs.create`."""
+        return await self._client.send(self._calls.create(spec, idempotency_key))
+
+    async def create_from(self, promotion: Promotion, *, idempotency_key: str | None = None) -> Job:
+        """As `Jobs.create_from`."""
+        return await self.create(promotion.job, idempotency_key=idempotency_key)
+
+    async def plan(self, request: PlanRequest) -> Plan:
+        """As `Jobs.plan`."""
+        return await self._client.send(calls.plan_job(request))
+
+    async def metrics(self, job_id: str) -> builtins.list[StepMetrics]:
+        """As `Jobs.metrics`."""
+        metrics: builtins.list[StepMetrics] = []
+        while True:
+            page = await self._client.send(calls.list_metrics(job_id, metrics[-1].step if metrics else 0, PAGE))
+            metrics += page.data
+            if not page.has_more:
+                return metrics
+
+    async def report(self, job_id: str) -> dict[str, Any]:
+        """As `Jobs.report`."""
+        return await self._client.send(calls.get_report(job_id))

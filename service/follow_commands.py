@@ -1,0 +1,109 @@
+"""`sleddog watch`, `events` and `logs`: what a job does, as it comes."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from service.client.client import DEFAULT_URL, Client
+from service.client.progress_view import ProgressView
+from service.client.runs import require_success
+from service.command_line import (
+    DEFAULT_DATA_DIR,
+    AsJson,
+    DataDir,
+    JobId,
+    Key,
+    Url,
+    clean_errors,
+    connected,
+    out,
+    print_line,
+)
+from service.spec.resources import Job, JobEvent
+
+follow_app = typer.Typer()
+
+
+def follow(client: Client, job_id: str, console: Console, *, as_json: bool = False) -> None:
+    """Show how a job stands until it has ended.
+
+    Args:
+        client: of the service.
+        job_id: of the job.
+        console: where a panel, or a line every few seconds, is shown.
+        as_json: print each state as a line of JSON instead.
+
+    Raises:
+        JobFailedError: it failed or was cancelled.
+    """
+    last: Job | None = None
+    with ProgressView(console) as view:
+        for last in client.jobs.watch(job_id):
+            print_line(last) if as_json else view.update(last)
+    assert last is not None, "how it stands is told at once"
+    require_success(last)
+
+
+@follow_app.command()
+@clean_errors
+def watch(
+    job_id: JobId,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each state as a line of JSON.")] = False,
+    url: Url = DEFAULT_URL,
+    api_key: Key = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Follow a job to its end; Ctrl-C stops looking, not the job."""
+    with connected(url, api_key, data_dir) as client:
+        follow(client, job_id, out, as_json=as_json)
+
+
+@follow_app.command()
+@clean_errors
+def events(
+    job_id: JobId,
+    follow_it: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    after: Annotated[int, typer.Option(min=0, help="Sequence of the last event already seen.")] = 0,
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+    api_key: Key = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Print what has happened in a job, a line an event."""
+    with connected(url, api_key, data_dir) as client:
+        ask = client.jobs.stream_events if follow_it else client.jobs.all_events
+        for event in ask(job_id, after=after):
+            print_line(event) if as_json else _print_event(event)
+
+
+@follow_app.command()
+@clean_errors
+def logs(
+    job_id: JobId,
+    tail: Annotated[int | None, typer.Option(min=1, help="Only the last lines.")] = None,
+    follow_it: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    url: Url = DEFAULT_URL,
+    api_key: Key = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Print what a job's driver and workers printed."""
+    with connected(url, api_key, data_dir) as client:
+        parts = client.jobs.stream_logs(job_id, tail=tail) if follow_it else [client.jobs.logs(job_id, tail=tail)]
+        for part in parts:
+            sys.stdout.write(part)
+            sys.stdout.flush()
+
+
+def _print_event(event: JobEvent) -> None:
+    time = event.time.astimezone().strftime("%H:%M:%S")
+    facts = "  ".join(
+        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in event.data.items()
+        if isinstance(value, (str, int, float))
+    )
+    line = f"{event.sequence:>6}  {time}  {event.type:<16}  {event.stage or '':<8}  {event.message}  {facts}"
+    out.print(line.rstrip(), highlight=False, markup=False, soft_wrap=True)
