@@ -81,6 +81,9 @@ def serve(
         Path | None, typer.Option(envvar="SLEDDOG_RAY_TOKEN_PATH", help="File with that cluster's token.")
     ] = None,
     max_running_jobs: Annotated[int, typer.Option(min=1, help="More wait in the queue.")] = 1,
+    open_metrics: Annotated[
+        bool, typer.Option("--open-metrics", help="Let other machines read /metrics without a key.")
+    ] = False,
 ) -> None:
     """Run the service until Ctrl-C."""
     from service.serve import ensure_first_key
@@ -95,6 +98,7 @@ def serve(
         ray_token_path=ray_token_path,
         driver_python=sys.executable if ray_dashboard_url is None else "python",
         max_running_jobs=max_running_jobs,
+        open_metrics=open_metrics,
     )
     if key := ensure_first_key(settings):
         out.print(f"API key, shown this once: [bold]{key}[/bold]", highlight=False, soft_wrap=True)

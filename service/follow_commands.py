@@ -1,15 +1,18 @@
-"""`sleddog watch`, `events` and `logs`: what a job does, as it comes."""
+"""`sleddog watch`, `events`, `logs` and `metrics`: what a job does."""
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from service.client.client import DEFAULT_URL, Client
 from service.client.progress_view import ProgressView
+from service.client.report_view import sparkline
 from service.client.runs import require_success
 from service.command_line import (
     DEFAULT_DATA_DIR,
@@ -96,6 +99,36 @@ def logs(
         for part in parts:
             sys.stdout.write(part)
             sys.stdout.flush()
+
+
+@follow_app.command()
+@clean_errors
+def metrics(
+    job_id: JobId,
+    name: Annotated[
+        list[str] | None, typer.Option(help="Only these, or what lies below them; may be repeated.")
+    ] = None,
+    from_step: Annotated[int | None, typer.Option(min=0, help="First step.")] = None,
+    to_step: Annotated[int | None, typer.Option(min=0, help="Last step.")] = None,
+    max_points: Annotated[int, typer.Option(min=2, max=10_000, help="Of each curve.")] = 500,
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+    api_key: Key = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Print the curves of a job's metrics."""
+    with connected(url, api_key, data_dir) as client:
+        curves = client.jobs.curves(job_id, name, from_step=from_step, to_step=to_step, max_points=max_points)
+    if as_json:
+        typer.echo(json.dumps([curve.model_dump() for curve in curves], indent=2))
+        return
+    table = Table("metric", "steps", "first", "last", "least", "most", "")
+    for curve in curves:
+        values = (curve.values[0], curve.values[-1], curve.min, curve.max)
+        table.add_row(
+            curve.name, f"{curve.num_points:,}", *(f"{value:.5g}" for value in values), sparkline(curve.values)
+        )
+    out.print(table)
 
 
 def _print_event(event: JobEvent) -> None:

@@ -18,6 +18,7 @@ import logging
 import math
 import threading
 import time
+from dataclasses import dataclass, field
 
 from service.backends.base import Backend, run_and_attempt, submission_id
 from service.errors import BackendUnavailableError, ConflictError
@@ -26,6 +27,22 @@ from service.spec.resources import ACTIVE_STATUSES, JobError, Run
 from service.store.store import Store
 
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class LookRecord:
+    """What the loop tells of itself, for those who watch over it.
+
+    Attributes:
+        finished_at: when the last look ended, by `time.monotonic`; at first when the loop was made.
+        duration_s: of the last look.
+        num_looks, num_failures: looks so far, and how many of them failed, of the whole or of one run.
+    """
+
+    finished_at: float = field(default_factory=time.monotonic)
+    duration_s: float = 0.0
+    num_looks: int = 0
+    num_failures: int = 0
 
 
 class Reconciler:
@@ -54,6 +71,7 @@ class Reconciler:
         self._max_running_jobs, self._max_attempts, self._interval_s = max_running_jobs, max_attempts, interval_s
         self._unwanted_interval_s = unwanted_interval_s
         self._last_search = -math.inf
+        self.record = LookRecord()
         self._known_segments: dict[str, set[str]] = {}
         self._wake = threading.Event()
         self._stopped = threading.Event()
@@ -79,11 +97,18 @@ class Reconciler:
             try:
                 self.reconcile()
             except Exception:
+                self.record.num_failures += 1
                 log.exception("the look at all jobs failed; the next follows in %.1f s", self._interval_s)
             self._wake.wait(self._interval_s)
 
     def reconcile(self) -> None:
         """Look at every unfinished job once, oldest first, and now and then for drivers that nobody wants."""
+        start = time.monotonic()
+        self._look_at_all()
+        record, now = self.record, time.monotonic()
+        record.finished_at, record.duration_s, record.num_looks = now, now - start, record.num_looks + 1
+
+    def _look_at_all(self) -> None:
         runs = self._store.unfinished()
         running = sum(run.status in ACTIVE_STATUSES for run in runs)
         for run in runs:
@@ -105,8 +130,10 @@ class Reconciler:
         try:
             self._advance(run)
         except BackendUnavailableError as error:
+            self.record.num_failures += 1
             log.warning("%s: %s", run.id, error)
         except Exception:
+            self.record.num_failures += 1
             log.exception("%s: a look at it failed; the next follows in %.1f s", run.id, self._interval_s)
 
     def _advance(self, run: Run) -> None:

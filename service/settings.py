@@ -28,6 +28,7 @@ class Settings:
         max_running_jobs: more wait in the queue.
         max_attempts: starts of a job's driver before a lost one counts as failure.
         reconcile_interval_s: seconds between two looks at the cluster.
+        open_metrics: let anybody read `/metrics` without a key; else only from this machine.
     """
 
     data_dir: Path
@@ -40,6 +41,7 @@ class Settings:
     max_running_jobs: int = 1
     max_attempts: int = 3
     reconcile_interval_s: float = 0.5
+    open_metrics: bool = False
 
     def __post_init__(self) -> None:
         if self.ray_dashboard_url is not None and self.ray_token_path is None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
-from service.api import health, jobs, problems, streams, sweeps
+from service.api import health, jobs, metrics, problems, prometheus, streams, sweeps
 from service.api.dependencies import ControlPlane
 from service.backends.base import Backend
 from service.backends.local_ray import LocalRay
@@ -47,6 +47,9 @@ def create_app(parts: ControlPlane) -> FastAPI:
     app.include_router(jobs.router)
     app.include_router(sweeps.router)
     app.include_router(streams.router)
+    app.include_router(metrics.router)
+    app.include_router(prometheus.router)
+    prometheus.install(app)
     app.include_router(health.router)
     return app
 
@@ -125,4 +128,4 @@ def assemble(settings: Settings, store: Store, backend: Backend) -> ControlPlane
         max_attempts=settings.max_attempts,
         interval_s=settings.reconcile_interval_s,
     )
-    return ControlPlane(store, backend, reconciler, settings.resolved_runs_url)
+    return ControlPlane(store, backend, reconciler, settings.resolved_runs_url, open_metrics=settings.open_metrics)

@@ -26,12 +26,14 @@ class ControlPlane:
         backend: the cluster.
         reconciler: brings the two to agree.
         runs_url: root of the run directories.
+        open_metrics: whether anybody may read `/metrics`, without a key.
     """
 
     store: Store
     backend: Backend
     reconciler: Reconciler
     runs_url: str
+    open_metrics: bool = False
 
     @cached_property
     def event_feed(self) -> EventFeed:

@@ -22,7 +22,7 @@ from service.plan.plan import plan_job
 from service.run_reader import read_report
 from service.spec.job import JobSpec
 from service.spec.plan import Plan, PlanRequest
-from service.spec.resources import Job, JobEvent, JobStatus, Page, StepMetrics
+from service.spec.resources import Job, JobEvent, JobStatus, Page
 
 _NOT_FOUND = not_found("job")
 
@@ -80,18 +80,6 @@ def list_events(
     """What happened in a job, in order."""
     events, has_more = parts.store.list_events(Job, job_id, after=after, limit=limit)
     return Page(data=events, has_more=has_more)
-
-
-@router.get("/{job_id}/metrics", responses=_NOT_FOUND)
-def list_metrics(
-    job_id: str,
-    parts: Parts,
-    after: Annotated[int, Query(ge=0, lt=2**31, description="Last step already seen")] = 0,
-    limit: Limit = 1000,
-) -> Page[StepMetrics]:
-    """Metrics of each training step, in order."""
-    metrics, has_more = parts.store.list_metrics(job_id, after=after, limit=limit)
-    return Page(data=metrics, has_more=has_more)
 
 
 @router.get("/{job_id}/report", responses=_NOT_FOUND)

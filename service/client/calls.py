@@ -26,7 +26,18 @@ from service.errors import (
 )
 from service.spec.job import JobSpec
 from service.spec.plan import Plan, PlanRequest
-from service.spec.resources import Health, Job, JobEvent, JobStatus, Page, Problem, Run, StepMetrics, Sweep
+from service.spec.resources import (
+    Health,
+    Job,
+    JobEvent,
+    JobStatus,
+    MetricSeries,
+    Page,
+    Problem,
+    Run,
+    StepMetrics,
+    Sweep,
+)
 from service.spec.sweep import SweepSpec
 from service.spec.sweep_results import Candidate, SweepResults, Trial, TrialStatus
 
@@ -205,6 +216,7 @@ SWEEPS = RunCalls("/v1/sweeps", _model(Sweep), _model(Page[Sweep]))
 
 _read_events = _model(Page[JobEvent])
 _read_metrics = _model(Page[StepMetrics])
+_read_series = _model(list[MetricSeries])
 _read_health = _model(Health)
 _read_plan = _model(Plan)
 _read_report = _model(dict[str, Any])
@@ -219,9 +231,18 @@ def plan_job(request: PlanRequest) -> Call[Plan]:
     return Call("POST", "/v1/jobs:plan", _read_plan, json=request.model_dump(mode="json"))
 
 
-def list_metrics(job_id: str, after: int, limit: int) -> Call[Page[StepMetrics]]:
-    """GET /v1/jobs/{id}/metrics."""
-    return Call("GET", JOBS.path_of(job_id, "metrics"), _read_metrics, params={"after": after, "limit": limit})
+def list_metrics(job_id: str, after: int, limit: int, steps: tuple[int | None, int | None]) -> Call[Page[StepMetrics]]:
+    """GET /v1/jobs/{id}/metrics, of the steps from the one to the other."""
+    params = {"from_step": steps[0], "to_step": steps[1], "after": after, "limit": limit}
+    return Call("GET", JOBS.path_of(job_id, "metrics"), _read_metrics, params=params)
+
+
+def list_series(
+    job_id: str, names: list[str] | None, max_points: int, steps: tuple[int | None, int | None]
+) -> Call[list[MetricSeries]]:
+    """GET /v1/jobs/{id}/metrics/series."""
+    params = {"name": names, "from_step": steps[0], "to_step": steps[1], "max_points": max_points}
+    return Call("GET", JOBS.path_of(job_id, "metrics", "series"), _read_series, params=params)
 
 
 def get_report(job_id: str) -> Call[dict[str, Any]]:

@@ -18,10 +18,11 @@ from pydantic import PrivateAttr
 
 from service.client import calls
 from service.client.runs import PAGE, AsyncRuns, AsyncSender, Runs, Sender
+from service.spec.frames import Curves, Metrics
 from service.spec.job import JobSpec
 from service.spec.plan import Plan, PlanRequest
 from service.spec.promotion import Promotion
-from service.spec.resources import Job, JobEvent, StepMetrics
+from service.spec.resources import Job, JobEvent
 
 
 class Jobs(Runs[Job]):
@@ -46,14 +47,36 @@ class Jobs(Runs[Job]):
         """What a job would need and take; nothing is started."""
         return self._client.send(calls.plan_job(request))
 
-    def metrics(self, job_id: str) -> builtins.list[StepMetrics]:
-        """Metrics of all steps so far."""
-        metrics: builtins.list[StepMetrics] = []
+    def metrics(self, job_id: str, *, from_step: int | None = None, to_step: int | None = None) -> Metrics:
+        """Metrics of all steps so far, or of those from the one to the other."""
+        metrics, steps = Metrics(), (from_step, to_step)
         while True:
-            page = self._client.send(calls.list_metrics(job_id, metrics[-1].step if metrics else 0, PAGE))
+            after = metrics[-1].step if metrics else 0
+            page = self._client.send(calls.list_metrics(job_id, after, PAGE, steps))
             metrics += page.data
             if not page.has_more:
                 return metrics
+
+    def curves(
+        self,
+        job_id: str,
+        names: builtins.list[str] | None = None,
+        *,
+        from_step: int | None = None,
+        to_step: int | None = None,
+        max_points: int = 500,
+    ) -> Curves:
+        """Curves, of at most so many points each that look the same.
+
+        Args:
+            job_id: of the job.
+            names: only these metrics, or what lies below them, such as `loss_by_category`.
+            from_step: first step.
+            to_step: last step.
+            max_points: of each curve.
+        """
+        curves = self._client.send(calls.list_series(job_id, names, max_points, (from_step, to_step)))
+        return Curves(curves)
 
     def report(self, job_id: str) -> dict[str, Any]:
         """What a finished job did."""
@@ -92,9 +115,13 @@ class JobHandle(Job):
         """As `Jobs.stream_events`."""
         return self._jobs.stream_events(self.id, after=after)
 
-    def metrics(self) -> list[StepMetrics]:
+    def metrics(self, *, from_step: int | None = None, to_step: int | None = None) -> Metrics:
         """As `Jobs.metrics`."""
-        return self._jobs.metrics(self.id)
+        return self._jobs.metrics(self.id, from_step=from_step, to_step=to_step)
+
+    def curves(self, names: list[str] | None = None, *, max_points: int = 500) -> Curves:
+        """As `Jobs.curves`."""
+        return self._jobs.curves(self.id, names, max_points=max_points)
 
     def logs(self, *, tail: int | None = None) -> str:
         """As `Jobs.logs`."""
@@ -127,14 +154,28 @@ class AsyncJobs(AsyncRuns[Job]):
         """As `Jobs.plan`."""
         return await self._client.send(calls.plan_job(request))
 
-    async def metrics(self, job_id: str) -> builtins.list[StepMetrics]:
+    async def metrics(self, job_id: str, *, from_step: int | None = None, to_step: int | None = None) -> Metrics:
         """As `Jobs.metrics`."""
-        metrics: builtins.list[StepMetrics] = []
+        metrics, steps = Metrics(), (from_step, to_step)
         while True:
-            page = await self._client.send(calls.list_metrics(job_id, metrics[-1].step if metrics else 0, PAGE))
+            after = metrics[-1].step if metrics else 0
+            page = await self._client.send(calls.list_metrics(job_id, after, PAGE, steps))
             metrics += page.data
             if not page.has_more:
                 return metrics
+
+    async def curves(
+        self,
+        job_id: str,
+        names: builtins.list[str] | None = None,
+        *,
+        from_step: int | None = None,
+        to_step: int | None = None,
+        max_points: int = 500,
+    ) -> Curves:
+        """As `Jobs.curves`."""
+        curves = await self._client.send(calls.list_series(job_id, names, max_points, (from_step, to_step)))
+        return Curves(curves)
 
     async def report(self, job_id: str) -> dict[str, Any]:
         """As `Jobs.report`."""

@@ -152,6 +152,21 @@ class StepMetrics(Resource):
     """As the `train.step` event lists it."""
 
 
+class MetricSeries(Resource):
+    """The curve of one metric, of points that were measured."""
+
+    name: str
+    """Dotted path in the step's data, such as `loss` or `loss_by_category.math`."""
+    num_points: int
+    """Steps that have told it, of which these are a selection."""
+    steps: list[int]
+    values: list[float]
+    """Of these steps, in order."""
+    min: float
+    max: float
+    """Over all points, also those left out."""
+
+
 Item = TypeVar("Item")
 
 

@@ -13,6 +13,9 @@ from service.store.models import EventRow, JobRow, SegmentRow
 from service.store.progress import fold_progress
 from service.store.runs import RunTables
 
+LAST_STEP = 2**31 - 1
+"""Steps have no more than so high a number."""
+
 
 class EventTables(RunTables):
     """Events of jobs and sweeps, and the metrics of their steps."""
@@ -67,12 +70,14 @@ class EventTables(RunTables):
             verdicts = [_event(row) for row in session.scalars(query)]
         return next((event for event in verdicts if event.attempt == attempt), None)
 
-    def list_metrics(self, run_id: str, *, after: int = 0, limit: int = 1000) -> tuple[list[StepMetrics], bool]:
-        """Metrics of the steps above `after`, in order; of a step taken twice the last word."""
+    def list_metrics(
+        self, run_id: str, *, after: int = 0, to_step: int = LAST_STEP, limit: int = 1000
+    ) -> tuple[list[StepMetrics], bool]:
+        """Metrics of the steps above `after`, up to `to_step`; of a step taken twice the last word."""
         self.get(Job, run_id)
         latest = (
             select(EventRow.step, func.max(EventRow.sequence).label("sequence"))
-            .where(EventRow.job_id == run_id, EventRow.step > after)
+            .where(EventRow.job_id == run_id, EventRow.step > after, EventRow.step <= to_step)
             .group_by(EventRow.step)
             .order_by(EventRow.step)
             .limit(limit + 1)

@@ -6,10 +6,11 @@ to do, then does it, and after a crash the reconciler finds the intent here.
 
 from __future__ import annotations
 
+from service.store.counts import CountTables
 from service.store.events import EventTables
 from service.store.heads import HeadTables
 from service.store.keys import KeyTables
 
 
-class Store(EventTables, HeadTables, KeyTables):
+class Store(EventTables, HeadTables, CountTables, KeyTables):
     """Jobs and sweeps, their events, and API keys."""

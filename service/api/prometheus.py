@@ -1,0 +1,191 @@
+"""`/metrics`: the control plane and what runs on it, for Prometheus.
+
+Read from the store when asked, so a restart forgets nothing, and every replica tells the same of jobs. Requests and the
+reconciler's looks are counted in this process. Job ids are labels of running jobs only: their number is bounded, unlike
+that of all jobs that ever were.
+
+Anybody on this machine may read it, as an agent beside the service does, and otherwise whoever has a key. With
+`--open-metrics` all may who reach the port: names and figures of running jobs are told, no data and no spec. What a
+proxy has passed on comes from elsewhere, even when the proxy is on this machine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from ipaddress import ip_address
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.dependencies import ControlPlane, Parts, require_key
+from service.api.runs import PROBLEMS
+from service.spec.resources import Job
+from service.store.counts import RunCount
+
+router = APIRouter(tags=["health"])
+
+_bearer = HTTPBearer(auto_error=False)
+_FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
+_LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+Samples = dict[tuple[str, ...], float]
+"""Values by their labels'."""
+
+_OF_JOB = {
+    "step": "Optimiser steps done",
+    "total_steps": "Optimiser steps in all",
+    "loss": "Nats per trained token, of the last step",
+    "tokens_per_s": "Tokens a second, of the last step",
+    "balance_loss": "Sum over layers, of the last step",
+    "balance_loss_floor": "The same at perfect balance",
+    "model_flops_utilisation": "Operations of the last step, as a share of the peak",
+    "eta_s": "Seconds until the end of the task, in training until the last step",
+}
+
+
+class HttpMetrics:
+    """ASGI middleware that counts requests and times their answers.
+
+    The time is that to the first byte: a stream is answered when it begins. Routes are templates, so that ids do not
+    make a series each; what leads nowhere is one route, `none`.
+
+    Args:
+        app: the application within.
+        registry: where the figures go.
+    """
+
+    def __init__(self, app: ASGIApp, registry: CollectorRegistry) -> None:
+        self._app = app
+        labels = ("method", "route", "status")
+        self._requests = Counter("sleddog_http_requests", "Requests answered", labels, registry=registry)
+        self._seconds = Histogram(
+            "sleddog_http_request_seconds",
+            "Seconds until the answer begins",
+            ("method", "route"),
+            buckets=_LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, and note its answer."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start = time.perf_counter()
+
+        async def noting(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._note(scope, message["status"], time.perf_counter() - start)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        except Exception:  # answered further out, as 500
+            self._note(scope, 500, time.perf_counter() - start)
+            raise
+
+    def _note(self, scope: Scope, status: int, duration_s: float) -> None:
+        route = getattr(scope.get("route"), "path_format", "none")
+        self._requests.labels(scope["method"], route, status).inc()
+        self._seconds.labels(scope["method"], route).observe(duration_s)
+
+
+class ControlPlaneCollector(Collector):
+    """Reads the store and the reconciler when Prometheus asks.
+
+    Args:
+        parts: of the control plane.
+    """
+
+    def __init__(self, parts: ControlPlane) -> None:
+        self._parts = parts
+
+    def collect(self) -> Iterable[Metric]:
+        """All but the requests."""
+        counts = self._parts.store.counts()
+        yield _gauge("sleddog_info", "The version", ("version",), {(version("sleddog"),): 1})
+        samples: Samples = {(item.kind, item.status): item.num_runs for item in counts}
+        yield _gauge("sleddog_runs", "Jobs and sweeps by status", ("kind", "status"), samples)
+        yield from _queue(counts)
+        yield from self._reconciler()
+        followers = self._parts.event_feed.num_followers
+        yield GaugeMetricFamily("sleddog_followers", "Open streams of events", value=followers)
+        yield from self._running_jobs()
+
+    def _running_jobs(self) -> Iterable[Metric]:
+        running = [run for run in self._parts.store.unfinished() if isinstance(run, Job) and run.status == "running"]
+        for name, text in _OF_JOB.items():
+            samples: Samples = {(job.id, job.name): getattr(job.progress, name) for job in running}
+            known = {labels: value for labels, value in samples.items() if value is not None}
+            yield _gauge(f"sleddog_job_{name}", text, ("job", "name"), known)
+
+    def _reconciler(self) -> Iterable[Metric]:
+        record = self._parts.reconciler.record
+        lag = time.monotonic() - record.finished_at
+        yield GaugeMetricFamily("sleddog_reconcile_lag_seconds", "Since the last look at all jobs ended", value=lag)
+        yield GaugeMetricFamily("sleddog_reconcile_seconds", "The last look at all jobs took", value=record.duration_s)
+        yield CounterMetricFamily("sleddog_reconcile_looks", "Looks at all jobs", value=record.num_looks)
+        yield CounterMetricFamily("sleddog_reconcile_failures", "Looks that failed", value=record.num_failures)
+
+
+def _gauge(name: str, text: str, labels: tuple[str, ...], samples: Samples) -> GaugeMetricFamily:
+    gauge = GaugeMetricFamily(name, text, labels=labels)
+    for label_values, value in samples.items():
+        gauge.add_metric(label_values, value)
+    return gauge
+
+
+def _queue(counts: list[RunCount]) -> Iterable[GaugeMetricFamily]:
+    queued = [item for item in counts if item.status == "queued"]
+    now = datetime.now(UTC)
+    age = max(((now - item.oldest).total_seconds() for item in queued), default=0.0)
+    length = sum(item.num_runs for item in queued)
+    yield GaugeMetricFamily("sleddog_queue_length", "Jobs and sweeps that wait", value=length)
+    yield GaugeMetricFamily("sleddog_queue_age_seconds", "How long the first of them has waited", value=age)
+
+
+def install(app: FastAPI) -> None:
+    """Measure an application's requests from now on, into a registry of its own."""
+    registry = CollectorRegistry()
+    app.state.registry = registry
+    if app.state.control_plane is not None:
+        registry.register(ControlPlaneCollector(app.state.control_plane))
+    app.add_middleware(HttpMetrics, registry=registry)
+
+
+def is_local(request: Request) -> bool:
+    """Whether a request was made on this machine, by nobody for another."""
+    if request.client is None or any(name in request.headers for name in _FORWARDED):
+        return False
+    try:
+        return ip_address(request.client.host).is_loopback
+    except ValueError:
+        return False
+
+
+def require_scraper(
+    request: Request, parts: Parts, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> None:
+    """Refuse who is neither on this machine nor has a key, unless the metrics are open."""
+    if not parts.open_metrics and not is_local(request):
+        require_key(parts, credentials)
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}, "description": "Prometheus' text format"}, 401: PROBLEMS[401]},
+    dependencies=[Depends(require_scraper)],
+)
+def get_metrics(request: Request) -> Response:
+    """Jobs by status, the queue, the reconciler, requests, and what running jobs measure, for Prometheus."""
+    return Response(generate_latest(request.app.state.registry), media_type=CONTENT_TYPE_LATEST)
