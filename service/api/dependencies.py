@@ -58,10 +58,10 @@ def control_plane(request: Request) -> ControlPlane:
 
 
 Parts = Annotated[ControlPlane, Depends(control_plane)]
-_bearer = HTTPBearer(auto_error=False, description="The API key that the first start printed.")
+bearer = HTTPBearer(auto_error=False, description="The API key that the first start printed.")
 
 
-def require_key(parts: Parts, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
+def require_key(parts: Parts, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
     """Refuse requests without a valid key."""
     if credentials is None:
         raise NotAuthenticatedError("send your API key as 'Authorization: Bearer …'")

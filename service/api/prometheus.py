@@ -19,21 +19,20 @@ from ipaddress import ip_address
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPAuthorizationCredentials
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.dependencies import ControlPlane, Parts, require_key
+from service.api.dependencies import ControlPlane, Parts, bearer, require_key
 from service.api.runs import PROBLEMS
 from service.spec.resources import Job
 from service.store.counts import RunCount
 
 router = APIRouter(tags=["health"])
 
-_bearer = HTTPBearer(auto_error=False)
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
 _LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -173,7 +172,7 @@ def is_local(request: Request) -> bool:
 
 
 def require_scraper(
-    request: Request, parts: Parts, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+    request: Request, parts: Parts, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 ) -> None:
     """Refuse who is neither on this machine nor has a key, unless the metrics are open."""
     if not parts.open_metrics and not is_local(request):
