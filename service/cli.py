@@ -35,11 +35,13 @@ from service.command_line import (
 from service.data_commands import data_app
 from service.follow_commands import follow, follow_app
 from service.plan.plan import plan_job
+from service.result_commands import result_app
 from service.settings import Settings
 from service.sweep_commands import sweep_app
 
 app = typer.Typer(no_args_is_help=True)
 app.add_typer(follow_app)
+app.add_typer(result_app)
 app.add_typer(data_app, name="data")
 app.add_typer(sweep_app, name="sweep")
 app.add_typer(advise_app, name="advise")
@@ -122,9 +124,22 @@ def run(spec_file: SpecFile, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
 
 @app.command()
 @clean_errors
-def validate(spec_file: SpecFile) -> None:
+def validate(
+    spec_file: SpecFile,
+    remote: Annotated[
+        bool, typer.Option("--remote", help="Ask the service, which also looks for the files; and print its answer.")
+    ] = False,
+    url: Url = DEFAULT_URL,
+    api_key: Key = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
     """Check a job's spec without posting it, and print it as JSON with every default filled in."""
-    typer.echo(load_spec(spec_file).model_dump_json(indent=2))
+    spec = load_spec(spec_file)
+    if remote:
+        with connected(url, api_key, data_dir) as client:
+            print_json(client.jobs.validate(spec))
+    else:
+        print_json(spec)
 
 
 @app.command()

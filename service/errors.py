@@ -66,6 +66,13 @@ class EmptyDataError(SleddogError, ValueError):
     fault = "data"
 
 
+class DataChangedError(SleddogError, ValueError):
+    """The data that comes out is not the data that is required."""
+
+    code = "data_changed"
+    fault = "data"
+
+
 class EndpointError(SleddogError, ConnectionError):
     """A language model that data is written or answers are rated with does not answer."""
 

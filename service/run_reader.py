@@ -77,6 +77,12 @@ def read_report(run_url: str) -> dict[str, Any] | None:
     return report
 
 
+def read_lineage(run_url: str, prepared_hash: str) -> dict[str, Any] | None:
+    """What a run's packed rows follow from; None when they are no longer there."""
+    content = _read(run_url.rpartition("/")[0], f"prepared/packed-{prepared_hash}/lineage.json")
+    return None if content is None else dict(json.loads(content))
+
+
 def read_sweep(run_url: str) -> SweepResults | None:
     """What a sweep has found so far; None until it has begun."""
     content = _read(run_url, SWEEP_FILE)

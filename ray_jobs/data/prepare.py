@@ -35,7 +35,7 @@ from ray_jobs.data.packing_report import (
 from ray_jobs.data.removed_rows import UNFIT_FILE, write_unfit
 from ray_jobs.data.row_set import RowSetWriter, remove_ordered
 from ray_jobs.data.shards import Documents
-from service.errors import EmptyDataError
+from service.errors import DataChangedError, EmptyDataError
 from service.spec.job import JobSpec
 
 FORMAT_VERSION = 7
@@ -72,6 +72,7 @@ def prepare(spec: JobSpec, prepared_url: str, progress: ProgressCallback) -> Pre
     """
     corpus = prepare_corpus(spec, prepared_url, progress)
     decided_by = _decided_by(spec, corpus)
+    require_expected(spec.data.expected_hash, identity(decided_by))
     url, tokenizer_url = f"{prepared_url}/packed-{identity(decided_by)}", f"{corpus.url}/tokenizer"
     reused = corpus.reused
     if (manifest := read_manifest(url)) is None:
@@ -86,6 +87,23 @@ def prepare(spec: JobSpec, prepared_url: str, progress: ProgressCallback) -> Pre
                 raise
     remove_ordered(url)  # of this run, or of one that was killed behind its manifest
     return PreparedData(url, tokenizer_url, manifest, reused)
+
+
+def require_expected(expected: str | None, found: str) -> None:
+    """Refuse other data than is required.
+
+    Args:
+        expected: the hash that the packed rows must have, if that is required.
+        found: the one that they would have.
+
+    Raises:
+        DataChangedError: they differ.
+    """
+    if expected not in (None, found):
+        raise DataChangedError(
+            f"the data is {found}, not {expected}: a file, a package or the spec is not what it was",
+            "data.expected_hash",
+        )
 
 
 def _decided_by(spec: JobSpec, corpus: Corpus) -> dict[str, Any]:

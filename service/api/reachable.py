@@ -15,6 +15,7 @@ from service.backends.base import Backend
 from service.errors import InvalidSpecError, SourceNotFoundError
 from service.spec.job import JobSpec
 from service.spec.model import CheckpointBase, PretrainedTokenizer
+from service.spec.outcomes import SourceCheck
 from service.spec.source import SourceSpec
 from service.spec.sweep import ChoiceAxis, SweepSpec, changed
 
@@ -61,23 +62,53 @@ def _require_room(spec: JobSpec, backend: Backend) -> None:
         )
 
 
+def check_files(spec: JobSpec, backend: Backend) -> list[SourceCheck]:
+    """What a job reads, and how much of it there is, as far as the control plane can see.
+
+    Raises:
+        SourceNotFoundError: a file is missing; with the field's path.
+    """
+    return [_check_file(url, field, is_seen=backend.shares_filesystem) for field, url in _files_of(spec)]
+
+
 def _require_files(spec: JobSpec, backend: Backend) -> None:
-    if not backend.shares_filesystem:
-        return
+    if backend.shares_filesystem:
+        for field, url in _files_of(spec):
+            _find_files(url, field)
+
+
+def _files_of(spec: JobSpec) -> Iterator[tuple[str, str]]:
+    """Fields that name files, and their URLs."""
     for index, source in enumerate(spec.data.sources):
         if isinstance(source, SourceSpec):
-            _require_file(source.uri, f"data.sources.{index}.uri")
+            yield f"data.sources.{index}.uri", source.uri
     for index, benchmark in enumerate(spec.data.decontaminate.against if spec.data.decontaminate else ()):
-        _require_file(benchmark.uri, f"data.decontaminate.against.{index}.uri")
+        yield f"data.decontaminate.against.{index}.uri", benchmark.uri
     if isinstance(spec.model.base, CheckpointBase):
-        _require_file(f"{spec.model.base.path}/config.json", "model.base.path")
+        yield "model.base.path", f"{spec.model.base.path}/config.json"
     if isinstance(spec.model.tokenizer, PretrainedTokenizer):
-        _require_file(f"{spec.model.tokenizer.path}/tokenizer.json", "model.tokenizer.path")
+        yield "model.tokenizer.path", f"{spec.model.tokenizer.path}/tokenizer.json"
 
 
-def _require_file(url: str, field: str) -> None:
+def _check_file(url: str, field: str, *, is_seen: bool) -> SourceCheck:
+    found = _find_files(url, field) if is_seen else None
+    if found is None:
+        return SourceCheck(field=field, url=url, status="not_checked")
+    return SourceCheck(field=field, url=url, status="found", num_files=len(found), num_bytes=sum(found))
+
+
+def _find_files(url: str, field: str) -> list[int] | None:
+    """Sizes of the local files that a URL stands for; None where it is not local.
+
+    Raises:
+        SourceNotFoundError: there is none.
+    """
     if not url.startswith(("file://", "/")):
-        return
+        return None
     filesystem, path = url_to_fs(url)
-    if not filesystem.isfile(path) and not any(filesystem.isfile(match) for match in filesystem.glob(path)):
+    paths = (
+        [path] if filesystem.isfile(path) else [match for match in filesystem.glob(path) if filesystem.isfile(match)]
+    )
+    if not paths:
         raise SourceNotFoundError(f"no such file: {path}", field)
+    return [filesystem.size(match) for match in paths]

@@ -25,6 +25,7 @@ from service.errors import (
     SourceNotFoundError,
 )
 from service.spec.job import JobSpec
+from service.spec.outcomes import Artifact, Checkpoint, Evaluation, JobDiff, Preset, Reproduction, Validation
 from service.spec.plan import Plan, PlanRequest
 from service.spec.resources import (
     Health,
@@ -202,6 +203,17 @@ class RunCalls(Generic[AnyRun]):
         params = {"tail": tail, "follow": True}
         return Call("GET", self.path_of(run_id, "logs"), _streamed, params=params)
 
+    def list_artifacts(self, run_id: str, after: str | None, limit: int) -> Call[Page[Artifact]]:
+        """GET …/{id}/artifacts."""
+        params = {"after": after, "limit": limit}
+        return Call("GET", self.path_of(run_id, "artifacts"), _read_artifacts, params=params)
+
+    def download(self, run_id: str, path: str, start: int, etag: str | None) -> Call[None]:
+        """GET …/{id}/artifacts/{path}, from a byte on, if the file is still the one that the ETag names."""
+        headers = {"Range": f"bytes={start}-", "If-Range": etag} if start and etag else {}
+        parts = path.split("/")
+        return Call("GET", self.path_of(run_id, "artifacts", *parts), _streamed, headers=headers)
+
     def read_snapshot(self, run: AnyRun, content: str) -> AnyRun:
         """How a run stands, by a snapshot, which leaves out the spec."""
         return type(run).model_validate({"spec": run.spec, **json.loads(content)})
@@ -217,6 +229,13 @@ SWEEPS = RunCalls("/v1/sweeps", _model(Sweep), _model(Page[Sweep]))
 _read_events = _model(Page[JobEvent])
 _read_metrics = _model(Page[StepMetrics])
 _read_series = _model(list[MetricSeries])
+_read_artifacts = _model(Page[Artifact])
+_read_checkpoints = _model(list[Checkpoint])
+_read_evaluations = _model(list[Evaluation])
+_read_diff = _model(JobDiff)
+_read_reproduction = _model(Reproduction)
+_read_validation = _model(Validation)
+_read_presets = _model(list[Preset])
 _read_health = _model(Health)
 _read_plan = _model(Plan)
 _read_report = _model(dict[str, Any])
@@ -248,6 +267,36 @@ def list_series(
 def get_report(job_id: str) -> Call[dict[str, Any]]:
     """GET /v1/jobs/{id}/report."""
     return Call("GET", JOBS.path_of(job_id, "report"), _read_report)
+
+
+def list_checkpoints(job_id: str) -> Call[list[Checkpoint]]:
+    """GET /v1/jobs/{id}/checkpoints."""
+    return Call("GET", JOBS.path_of(job_id, "checkpoints"), _read_checkpoints)
+
+
+def list_evaluations(job_id: str) -> Call[list[Evaluation]]:
+    """GET /v1/jobs/{id}/evaluations."""
+    return Call("GET", JOBS.path_of(job_id, "evaluations"), _read_evaluations)
+
+
+def validate_job(spec: JobSpec) -> Call[Validation]:
+    """POST /v1/jobs:validate, which changes nothing."""
+    return Call("POST", "/v1/jobs:validate", _read_validation, json=spec.model_dump(mode="json"))
+
+
+def diff_jobs(job_id: str, other_id: str) -> Call[JobDiff]:
+    """GET /v1/jobs/{id}/diff/{other}."""
+    return Call("GET", JOBS.path_of(job_id, "diff", other_id), _read_diff)
+
+
+def reproduce_job(job_id: str) -> Call[Reproduction]:
+    """GET /v1/jobs/{id}/reproduce."""
+    return Call("GET", JOBS.path_of(job_id, "reproduce"), _read_reproduction)
+
+
+def list_presets() -> Call[list[Preset]]:
+    """GET /v1/presets."""
+    return Call("GET", "/v1/presets", _read_presets)
 
 
 def get_results(sweep_id: str) -> Call[SweepResults]:

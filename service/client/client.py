@@ -24,6 +24,7 @@ from service.client.calls import Call
 from service.client.jobs import AsyncJobs, Jobs
 from service.client.sweeps import AsyncSweeps, Sweeps
 from service.errors import InvalidSettingsError, NotAuthenticatedError
+from service.spec.outcomes import Preset
 from service.spec.resources import Health
 
 Answer = TypeVar("Answer")
@@ -91,6 +92,10 @@ class Client:
     def health(self) -> Health:
         """Whether the service answers."""
         return self.send(calls.get_health())
+
+    def presets(self) -> list[Preset]:
+        """Architectures that a job can start from by name."""
+        return self.send(calls.list_presets())
 
     def send(self, call: Call[Answer]) -> Answer:
         """Send a call, again when the service is busy or away for a moment.
@@ -163,6 +168,10 @@ class AsyncClient:
     async def health(self) -> Health:
         """As `Client.health`."""
         return await self.send(calls.get_health())
+
+    async def presets(self) -> list[Preset]:
+        """As `Client.presets`."""
+        return await self.send(calls.list_presets())
 
     async def send(self, call: Call[Answer]) -> Answer:
         """As `Client.send`."""

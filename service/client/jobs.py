@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Self
 
 from pydantic import PrivateAttr
@@ -20,6 +21,7 @@ from service.client import calls
 from service.client.runs import PAGE, AsyncRuns, AsyncSender, Runs, Sender
 from service.spec.frames import Curves, Metrics
 from service.spec.job import JobSpec
+from service.spec.outcomes import Artifact, Checkpoint, Evaluation, JobDiff, Reproduction, Validation
 from service.spec.plan import Plan, PlanRequest
 from service.spec.promotion import Promotion
 from service.spec.resources import Job, JobEvent
@@ -78,6 +80,30 @@ class Jobs(Runs[Job]):
         curves = self._client.send(calls.list_series(job_id, names, max_points, (from_step, to_step)))
         return Curves(curves)
 
+    def validate(self, spec: JobSpec) -> Validation:
+        """What posting a job would be answered; nothing is stored.
+
+        Raises:
+            InvalidSpecError: it would be refused; likewise SourceNotFoundError.
+        """
+        return self._client.send(calls.validate_job(spec))
+
+    def checkpoints(self, job_id: str) -> builtins.list[Checkpoint]:
+        """Whole training checkpoints, the one with the most steps first."""
+        return self._client.send(calls.list_checkpoints(job_id))
+
+    def evaluations(self, job_id: str) -> builtins.list[Evaluation]:
+        """Held-out losses, benchmarks and samples so far, by time."""
+        return self._client.send(calls.list_evaluations(job_id))
+
+    def diff(self, job_id: str, other_id: str) -> JobDiff:
+        """How another job differs: spec, data, results."""
+        return self._client.send(calls.diff_jobs(job_id, other_id))
+
+    def reproduce(self, job_id: str) -> Reproduction:
+        """The job that does again what a job did, held to the same data; nothing is started."""
+        return self._client.send(calls.reproduce_job(job_id))
+
     def report(self, job_id: str) -> dict[str, Any]:
         """What a finished job did."""
         return self._client.send(calls.get_report(job_id))
@@ -131,6 +157,26 @@ class JobHandle(Job):
         """As `Jobs.stream_logs`."""
         return self._jobs.stream_logs(self.id, tail=tail)
 
+    def checkpoints(self) -> list[Checkpoint]:
+        """As `Jobs.checkpoints`."""
+        return self._jobs.checkpoints(self.id)
+
+    def evaluations(self) -> list[Evaluation]:
+        """As `Jobs.evaluations`."""
+        return self._jobs.evaluations(self.id)
+
+    def artifacts(self) -> Iterator[Artifact]:
+        """As `Jobs.artifacts`."""
+        return self._jobs.artifacts(self.id)
+
+    def download(self, path: str, target: Path) -> Path:
+        """As `Jobs.download`."""
+        return self._jobs.download(self.id, path, target)
+
+    def reproduce(self) -> Reproduction:
+        """As `Jobs.reproduce`."""
+        return self._jobs.reproduce(self.id)
+
     def report(self) -> dict[str, Any]:
         """As `Jobs.report`."""
         return self._jobs.report(self.id)
@@ -176,6 +222,26 @@ class AsyncJobs(AsyncRuns[Job]):
         """As `Jobs.curves`."""
         curves = await self._client.send(calls.list_series(job_id, names, max_points, (from_step, to_step)))
         return Curves(curves)
+
+    async def validate(self, spec: JobSpec) -> Validation:
+        """As `Jobs.validate`."""
+        return await self._client.send(calls.validate_job(spec))
+
+    async def checkpoints(self, job_id: str) -> builtins.list[Checkpoint]:
+        """As `Jobs.checkpoints`."""
+        return await self._client.send(calls.list_checkpoints(job_id))
+
+    async def evaluations(self, job_id: str) -> builtins.list[Evaluation]:
+        """As `Jobs.evaluations`."""
+        return await self._client.send(calls.list_evaluations(job_id))
+
+    async def diff(self, job_id: str, other_id: str) -> JobDiff:
+        """As `Jobs.diff`."""
+        return await self._client.send(calls.diff_jobs(job_id, other_id))
+
+    async def reproduce(self, job_id: str) -> Reproduction:
+        """As `Jobs.reproduce`."""
+        return await self._client.send(calls.reproduce_job(job_id))
 
     async def report(self, job_id: str) -> dict[str, Any]:
         """As `Jobs.report`."""

@@ -6,14 +6,17 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing
+from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 import httpx
 from httpx_sse import EventSource, ServerSentEvent
 
 from service.client.calls import AnyRun, Call, RunCalls
+from service.client.download import Download
 from service.client.streaming import READ_TIMEOUT_S, EventFollower, read_event
 from service.errors import JobFailedError, ServiceUnreachableError
+from service.spec.outcomes import Artifact
 from service.spec.resources import JobEvent, JobStatus, Page
 
 Answer = TypeVar("Answer")
@@ -149,6 +152,40 @@ class Runs(Generic[AnyRun]):
         except httpx.TransportError as error:
             raise ServiceUnreachableError(f"the log of {run_id} broke off: {error}") from error
 
+    def artifacts(self, run_id: str) -> Iterator[Artifact]:
+        """Files that it has left: of its export, its evaluations, its reports."""
+        after: str | None = None
+        while True:
+            page = self._client.send(self._calls.list_artifacts(run_id, after, PAGE))
+            yield from page.data
+            if not page.has_more:
+                return
+            after = page.data[-1].path
+
+    def download(self, run_id: str, path: str, target: Path) -> Path:
+        """Fetch one of its files, in as many tries as it takes.
+
+        Args:
+            run_id: of the job or the sweep.
+            path: as `artifacts` tells it.
+            target: the file to write; it appears when it is whole.
+
+        Raises:
+            NotFoundError: there is no such file.
+            ServiceUnreachableError: the service stays away.
+        """
+        download = Download(path, target)
+        while True:
+            call = self._calls.download(run_id, path, download.position, download.etag)
+            try:
+                with self._client.open_stream(call, READ_TIMEOUT_S) as response:
+                    with download.open(response) as file:
+                        for content in response.iter_bytes():
+                            download.write(file, content)
+                    return download.finish()
+            except httpx.TransportError as error:
+                time.sleep(download.delay_s(error))
+
     def wait(
         self,
         run_id: str,
@@ -260,6 +297,31 @@ class AsyncRuns(Generic[AnyRun]):
                     yield text
         except httpx.TransportError as error:
             raise ServiceUnreachableError(f"the log of {run_id} broke off: {error}") from error
+
+    async def artifacts(self, run_id: str) -> AsyncIterator[Artifact]:
+        """As `Runs.artifacts`."""
+        after: str | None = None
+        while True:
+            page = await self._client.send(self._calls.list_artifacts(run_id, after, PAGE))
+            for artifact in page.data:
+                yield artifact
+            if not page.has_more:
+                return
+            after = page.data[-1].path
+
+    async def download(self, run_id: str, path: str, target: Path) -> Path:
+        """As `Runs.download`."""
+        download = Download(path, target)
+        while True:
+            call = self._calls.download(run_id, path, download.position, download.etag)
+            try:
+                async with self._client.open_stream(call, READ_TIMEOUT_S) as response:
+                    with download.open(response) as file:
+                        async for content in response.aiter_bytes():
+                            download.write(file, content)
+                    return download.finish()
+            except httpx.TransportError as error:
+                await asyncio.sleep(download.delay_s(error))
 
     async def wait(self, run_id: str, *, poll_s: float = 0.5) -> AnyRun:
         """As `Runs.wait`; limit it with `asyncio.timeout`."""

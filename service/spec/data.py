@@ -86,6 +86,9 @@ class DataSpec(SpecModel):
     tokenizer, and what is held out, theirs too."""
     seed: int | None = Field(default=None, ge=0, lt=2**32)
     """Decides the held-out split, the mix and the packing; by default the job's."""
+    expected_hash: str | None = Field(default=None, pattern=r"^[0-9a-f]{16}$")
+    """Hash that the packed rows must be named by: the job ends before training when files, spec or versions give other
+    rows. Null takes what comes."""
     sequence_length: int = Field(default=4096, ge=64, le=131_072)
     """Tokens in a packed row."""
     on_long_conversation: Literal["drop", "truncate", "split"] = "truncate"

@@ -292,6 +292,9 @@ class SweepSpec(SpecModel):
         if self.base.data.held_out_fraction == 0:
             raise conflict("base.data.held_out_fraction", "is 0: there would be nothing to compare trials by")
 
+        if self.base.data.expected_hash is not None:
+            raise conflict("base.data.expected_hash", "must be null: each mix is other data")
+
     def _check_metrics(self) -> None:
         named = [(f"objective.metrics.{n}.name", metric.name) for n, metric in enumerate(self.objective.metrics)]
         named += [(f"objective.constraints.{n}.metric", c.metric) for n, c in enumerate(self.objective.constraints)]

@@ -42,4 +42,15 @@ class HeadTables(Tables):
         query = select(EventRow).where(EventRow.job_id == run_id, EventRow.sequence > after)
         with self._transaction() as session:
             rows = session.scalars(query.order_by(EventRow.sequence).limit(limit)).all()
-        return [JobEvent.model_validate({**row.event, "sequence": row.sequence}) for row in rows]
+        return [_event(row) for row in rows]
+
+    def events_of_types(self, run_id: str, types: Collection[str]) -> list[JobEvent]:
+        """All events of some types, in order."""
+        query = select(EventRow).where(EventRow.job_id == run_id, EventRow.type.in_(types))
+        with self._transaction() as session:
+            rows = session.scalars(query.order_by(EventRow.sequence)).all()
+        return [_event(row) for row in rows]
+
+
+def _event(row: EventRow) -> JobEvent:
+    return JobEvent.model_validate({**row.event, "sequence": row.sequence})
