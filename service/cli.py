@@ -34,6 +34,7 @@ from service.command_line import (
 )
 from service.data_commands import data_app
 from service.follow_commands import follow, follow_app
+from service.lifecycle_commands import lifecycle_app
 from service.plan.plan import plan_job
 from service.result_commands import result_app
 from service.settings import Settings
@@ -42,6 +43,7 @@ from service.sweep_commands import sweep_app
 app = typer.Typer(no_args_is_help=True)
 app.add_typer(follow_app)
 app.add_typer(result_app)
+app.add_typer(lifecycle_app)
 app.add_typer(data_app, name="data")
 app.add_typer(sweep_app, name="sweep")
 app.add_typer(advise_app, name="advise")

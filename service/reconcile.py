@@ -8,6 +8,7 @@ run like a job, by another module.
        │            │            │
        ▼            └──────► cancelling ──► cancelled
 
+A cancelled or failed job that is resumed waits in the queue again, and its next attempt goes on with what is there.
 An attempt that Ray lost, or whose driver died without saying why, is followed by another; late writes of the old one go
 to the old attempt's own checkpoint directory.
 """
@@ -114,7 +115,7 @@ class Reconciler:
         for run in runs:
             if run.status == "queued":
                 if running < self._max_running_jobs:
-                    running += self._store.change_status(run, "submitting", attempt=1)
+                    running += self._store.change_status(run, "submitting", attempt=run.attempt + 1)
                     self._wake.set()
             else:
                 self._look_at(run)
@@ -178,7 +179,7 @@ class Reconciler:
             self._store.change_status(run, "failed", error=error)
 
     def _follow_lost(self, run: Run, reason: str) -> None:
-        if run.attempt < self._max_attempts:
+        if run.attempt - run.attempts_before < self._max_attempts:
             log.warning("%s: %s; starting attempt %d", run.id, reason, run.attempt + 1)
             self._store.change_status(run, "submitting", attempt=run.attempt + 1)
             return

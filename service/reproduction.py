@@ -29,7 +29,7 @@ def build_reproduction(
     Raises:
         ConflictError: this version does not take its spec.
     """
-    spec = _todays(job)
+    spec = todays_spec(job)
     prepared_hash = None if lineage is None else str(lineage["hash"])
     pinned = spec.model_copy(update={"data": spec.data.model_copy(update={"expected_hash": prepared_hash})})
     versions = _versions(lineage or {}, environment or {})
@@ -42,7 +42,12 @@ def build_reproduction(
     )
 
 
-def _todays(job: Job) -> JobSpec:
+def todays_spec(job: Job) -> JobSpec:
+    """A job's spec, as this version reads it.
+
+    Raises:
+        ConflictError: this version does not take it.
+    """
     try:
         return JobSpec.model_validate(job.spec)
     except ValidationError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
-from service.api import comparison, health, jobs, metrics, outcomes, problems, prometheus, streams, sweeps
+from service.api import comparison, health, jobs, lifecycle, metrics, outcomes, problems, prometheus, streams, sweeps
 from service.api.dependencies import ControlPlane
 from service.backends.base import Backend
 from service.backends.local_ray import LocalRay
@@ -50,6 +50,7 @@ def create_app(parts: ControlPlane) -> FastAPI:
     app.include_router(metrics.router)
     app.include_router(outcomes.router)
     app.include_router(comparison.router)
+    app.include_router(lifecycle.router)
     app.include_router(prometheus.router)
     prometheus.install(app)
     app.include_router(health.router)

@@ -206,7 +206,7 @@ class EventFeed:
             return
 
     async def _look(self) -> None:
-        known = {run_id: channel.head for run_id, channel in self._channels.items() if not channel.is_over}
+        known = {run_id: channel.head for run_id, channel in self._channels.items()}
         try:
             updates = await run_in_threadpool(_read, self._store, known)
         except SQLAlchemyError:

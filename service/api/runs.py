@@ -42,13 +42,15 @@ def accept(
     parts: ControlPlane,
     response: Response,
     idempotency_key: str | None,
+    *,
+    retry_of: str | None = None,
 ) -> AnyRun:
     """Store a job or a sweep, once for each key, and see that it is run."""
     run = parts.store.find_of_key(resource, idempotency_key, spec) if idempotency_key else None
     is_new = False
     if run is None:
         require_possible(spec, parts.backend)
-        run, is_new = parts.store.create(resource, spec, parts.runs_url, idempotency_key)
+        run, is_new = parts.store.create(resource, spec, parts.runs_url, idempotency_key, retry_of)
         parts.reconciler.wake()
     response.headers["Location"] = f"/v1/{run.kind}s/{run.id}"
     if not is_new:

@@ -71,7 +71,8 @@ class Call(Generic[Answer]):
         method, path, params, json, headers: as httpx takes them.
         read: makes the answer of a successful response.
 
-    Every call may be repeated: reads change nothing, a cancel asks for the same end, a create carries a key.
+    Every call may be repeated: reads change nothing, a cancel or a resume asks for the same again, a create carries a
+    key; what was deleted is not found the second time.
     """
 
     method: str
@@ -146,8 +147,8 @@ def _text(response: httpx.Response) -> str:
     return response.text
 
 
-def _streamed(_response: httpx.Response) -> None:
-    """What is read as it comes has no answer as a whole."""
+def _nothing(_response: httpx.Response) -> None:
+    """There is no answer, or none as a whole: it is read as it comes."""
 
 
 def _model(kind: Any) -> Callable[[httpx.Response], Any]:
@@ -185,6 +186,14 @@ class RunCalls(Generic[AnyRun]):
         """POST …/{id}/cancel."""
         return Call("POST", self.path_of(run_id, "cancel"), self.read)
 
+    def resume(self, run_id: str) -> Call[AnyRun]:
+        """POST …/{id}/resume."""
+        return Call("POST", self.path_of(run_id, "resume"), self.read)
+
+    def delete(self, run_id: str, *, purge: bool) -> Call[None]:
+        """DELETE …/{id}."""
+        return Call("DELETE", self.path_of(run_id), _nothing, params={"purge": purge})
+
     def list_events(self, run_id: str, after: int, limit: int) -> Call[Page[JobEvent]]:
         """GET …/{id}/events."""
         return Call("GET", self.path_of(run_id, "events"), _read_events, params={"after": after, "limit": limit})
@@ -192,7 +201,7 @@ class RunCalls(Generic[AnyRun]):
     def stream_events(self, run_id: str, after: int, included: Included) -> Call[None]:
         """GET …/{id}/events:stream, whose answer is read message by message."""
         params = {"include": included, "after": after}
-        return Call("GET", f"{self.path_of(run_id, 'events')}:stream", _streamed, params=params)
+        return Call("GET", f"{self.path_of(run_id, 'events')}:stream", _nothing, params=params)
 
     def get_logs(self, run_id: str, tail: int | None) -> Call[str]:
         """GET …/{id}/logs."""
@@ -201,7 +210,7 @@ class RunCalls(Generic[AnyRun]):
     def stream_logs(self, run_id: str, tail: int | None) -> Call[None]:
         """GET …/{id}/logs?follow=true, whose answer is read part by part."""
         params = {"tail": tail, "follow": True}
-        return Call("GET", self.path_of(run_id, "logs"), _streamed, params=params)
+        return Call("GET", self.path_of(run_id, "logs"), _nothing, params=params)
 
     def list_artifacts(self, run_id: str, after: str | None, limit: int) -> Call[Page[Artifact]]:
         """GET …/{id}/artifacts."""
@@ -212,7 +221,7 @@ class RunCalls(Generic[AnyRun]):
         """GET …/{id}/artifacts/{path}, from a byte on, if the file is still the one that the ETag names."""
         headers = {"Range": f"bytes={start}-", "If-Range": etag} if start and etag else {}
         parts = path.split("/")
-        return Call("GET", self.path_of(run_id, "artifacts", *parts), _streamed, headers=headers)
+        return Call("GET", self.path_of(run_id, "artifacts", *parts), _nothing, headers=headers)
 
     def read_snapshot(self, run: AnyRun, content: str) -> AnyRun:
         """How a run stands, by a snapshot, which leaves out the spec."""
@@ -267,6 +276,12 @@ def list_series(
 def get_report(job_id: str) -> Call[dict[str, Any]]:
     """GET /v1/jobs/{id}/report."""
     return Call("GET", JOBS.path_of(job_id, "report"), _read_report)
+
+
+def retry_job(job_id: str, idempotency_key: str | None) -> Call[Job]:
+    """POST /v1/jobs/{id}/retry, with a key so that a repetition cannot make a second one."""
+    headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+    return Call("POST", JOBS.path_of(job_id, "retry"), JOBS.read, headers=headers)
 
 
 def list_checkpoints(job_id: str) -> Call[list[Checkpoint]]:

@@ -80,6 +80,10 @@ class Jobs(Runs[Job]):
         curves = self._client.send(calls.list_series(job_id, names, max_points, (from_step, to_step)))
         return Curves(curves)
 
+    def retry(self, job_id: str, *, idempotency_key: str | None = None) -> JobHandle:
+        """Post a job again that has ended: a new one of the same spec."""
+        return JobHandle.bind(self._client.send(calls.retry_job(job_id, idempotency_key)), self)
+
     def validate(self, spec: JobSpec) -> Validation:
         """What posting a job would be answered; nothing is stored.
 
@@ -136,6 +140,18 @@ class JobHandle(Job):
     def cancel(self) -> Job:
         """Cancel it."""
         return self._jobs.cancel(self.id)
+
+    def resume(self) -> Job:
+        """As `Jobs.resume`."""
+        return self._jobs.resume(self.id)
+
+    def retry(self) -> JobHandle:
+        """As `Jobs.retry`."""
+        return self._jobs.retry(self.id)
+
+    def delete(self, *, purge: bool = False) -> None:
+        """As `Jobs.delete`."""
+        self._jobs.delete(self.id, purge=purge)
 
     def stream_events(self, *, after: int = 0) -> Iterator[JobEvent]:
         """As `Jobs.stream_events`."""
@@ -222,6 +238,10 @@ class AsyncJobs(AsyncRuns[Job]):
         """As `Jobs.curves`."""
         curves = await self._client.send(calls.list_series(job_id, names, max_points, (from_step, to_step)))
         return Curves(curves)
+
+    async def retry(self, job_id: str, *, idempotency_key: str | None = None) -> Job:
+        """As `Jobs.retry`."""
+        return await self._client.send(calls.retry_job(job_id, idempotency_key))
 
     async def validate(self, spec: JobSpec) -> Validation:
         """As `Jobs.validate`."""

@@ -87,6 +87,22 @@ class Runs(Generic[AnyRun]):
         """Cancel it."""
         return self._client.send(self._calls.cancel(run_id))
 
+    def resume(self, run_id: str) -> AnyRun:
+        """Go on with it after it was cancelled or has failed, from its last checkpoint."""
+        return self._client.send(self._calls.resume(run_id))
+
+    def delete(self, run_id: str, *, purge: bool = False) -> None:
+        """Forget it, once it has ended.
+
+        Args:
+            run_id: of the job or the sweep.
+            purge: also delete its run directory: checkpoints, export, reports.
+
+        Raises:
+            ConflictError: it has not ended.
+        """
+        self._client.send(self._calls.delete(run_id, purge=purge))
+
     def events(self, run_id: str, *, after: int = 0, limit: int = PAGE) -> Page[JobEvent]:
         """One page of its events."""
         return self._client.send(self._calls.list_events(run_id, after, limit))
@@ -237,6 +253,14 @@ class AsyncRuns(Generic[AnyRun]):
     async def cancel(self, run_id: str) -> AnyRun:
         """As `Runs.cancel`."""
         return await self._client.send(self._calls.cancel(run_id))
+
+    async def resume(self, run_id: str) -> AnyRun:
+        """As `Runs.resume`."""
+        return await self._client.send(self._calls.resume(run_id))
+
+    async def delete(self, run_id: str, *, purge: bool = False) -> None:
+        """As `Runs.delete`."""
+        await self._client.send(self._calls.delete(run_id, purge=purge))
 
     async def events(self, run_id: str, *, after: int = 0, limit: int = PAGE) -> Page[JobEvent]:
         """As `Runs.events`."""

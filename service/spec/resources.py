@@ -95,6 +95,10 @@ class Run(Resource):
     status: JobStatus
     attempt: int
     """Times the driver was started; 0 while queued."""
+    attempts_before: int = 0
+    """Those before it was last resumed."""
+    retry_of: str | None = None
+    """The job that this one was retried from."""
     queue_position: int | None = None
     """1 for the next to start; null unless queued."""
     created_at: datetime

@@ -49,6 +49,10 @@ class JobRow(Base):
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     progress: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    retry_of: Mapped[str | None] = mapped_column(String(63))
+    attempts_before: Mapped[int] = mapped_column(server_default="0", default=0)
+
+    __table_args__ = (Index("ix_jobs_kind_status", "kind", "status"),)
 
 
 class EventRow(Base):

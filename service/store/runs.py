@@ -41,6 +41,7 @@ class RunTables(Tables):
         spec: JobSpec | SweepSpec,
         runs_url: str,
         idempotency_key: str | None = None,
+        retry_of: str | None = None,
     ) -> tuple[AnyRun, bool]:
         """Accept a job or a sweep.
 
@@ -49,6 +50,7 @@ class RunTables(Tables):
             spec: what is asked, of the same kind.
             runs_url: root of the run directories.
             idempotency_key: the same key with the same spec gives the same one again.
+            retry_of: id of the job that this one is a retry of, if it is.
 
         Returns:
             What was accepted, and whether it is new.
@@ -68,6 +70,7 @@ class RunTables(Tables):
             run_url=f"{runs_url}/{run_id}",
             created_at=datetime.now(UTC),
             progress={},
+            retry_of=retry_of,
         )
         try:
             with self._transaction() as session:
@@ -183,6 +186,8 @@ class RunTables(Tables):
             values["started_at"] = now
         if status in ("succeeded", "failed", "cancelled"):
             values["finished_at"] = now
+        if status == "queued":  # again, so that it goes on
+            values |= {"finished_at": None, "error": None, "attempts_before": run.attempt}
         if error is not None:
             values["error"] = error.model_dump()
         same = (JobRow.id == run.id) & (JobRow.status == run.status) & (JobRow.attempt == run.attempt)

@@ -10,7 +10,8 @@ from service.store.counts import CountTables
 from service.store.events import EventTables
 from service.store.heads import HeadTables
 from service.store.keys import KeyTables
+from service.store.lifecycle import LifecycleTables
 
 
-class Store(EventTables, HeadTables, CountTables, KeyTables):
+class Store(EventTables, HeadTables, LifecycleTables, CountTables, KeyTables):
     """Jobs and sweeps, their events, and API keys."""

@@ -1,0 +1,76 @@
+"""`sleddog retry`, `resume` and `delete`: what becomes of a job that has ended."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from service.client.client import DEFAULT_URL
+from service.command_line import (
+    DEFAULT_DATA_DIR,
+    AsJson,
+    DataDir,
+    JobId,
+    Key,
+    Url,
+    clean_errors,
+    connected,
+    out,
+    print_json,
+)
+from service.follow_commands import follow
+
+lifecycle_app = typer.Typer()
+
+Watch = Annotated[bool, typer.Option("--watch", help="Follow it to its end.")]
+
+
+@lifecycle_app.command()
+@clean_errors
+def retry(
+    job_id: JobId,
+    watch_it: Watch = False,
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+    api_key: Key = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Post a job again that has ended: a new one of the same spec, from the beginning."""
+    with connected(url, api_key, data_dir) as client:
+        job = client.jobs.retry(job_id)
+        print_json(job) if as_json else out.print(job.id, highlight=False)
+        if watch_it:
+            follow(client, job.id, out, as_json=as_json)
+
+
+@lifecycle_app.command()
+@clean_errors
+def resume(
+    job_id: JobId,
+    watch_it: Watch = False,
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+    api_key: Key = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Go on with a cancelled or failed job, from its last checkpoint."""
+    with connected(url, api_key, data_dir) as client:
+        job = client.jobs.resume(job_id)
+        print_json(job) if as_json else out.print(job.status, highlight=False)
+        if watch_it:
+            follow(client, job.id, out, as_json=as_json)
+
+
+@lifecycle_app.command()
+@clean_errors
+def delete(
+    job_id: JobId,
+    purge: Annotated[bool, typer.Option("--purge", help="Also delete its checkpoints, export and reports.")] = False,
+    url: Url = DEFAULT_URL,
+    api_key: Key = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Forget a job that has ended."""
+    with connected(url, api_key, data_dir) as client:
+        client.jobs.delete(job_id, purge=purge)
