@@ -1,11 +1,12 @@
-# Everything a newcomer or CI runs. Needs Python 3.11 and make; the tests of generated code need bubblewrap too.
+# Everything a newcomer or CI runs. Needs Python 3.11 and make; the tests of generated code need bubblewrap too, those of
+# the web page Chromium.
 
 PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock run sweep serve check format test test-fast bench bench-peers bench-scale clean system-packages
+.PHONY: help install lock run sweep serve check format test test-fast bench bench-peers bench-scale vendor-web clean system-packages
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -18,8 +19,9 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-system-packages: ## Install bubblewrap, the sandbox for generated code, on Debian or Ubuntu as root
+system-packages: ## Install the sandbox for generated code and the browser of the tests, on Debian or Ubuntu as root
 	command -v bwrap > /dev/null || (apt-get update -q && apt-get install -q -y bubblewrap)
+	command -v chromium > /dev/null || (apt-get update -q && apt-get install -q -y chromium)
 
 # The local part of a version, such as +cpu, names a build of one machine's index; the pin must hold on any.
 lock: ## Pin anew, in a fresh .venv, what pyproject.toml allows today
@@ -73,6 +75,9 @@ bench: $(INSTALLED) $(QUICKSTART_DATA) ## Measure model, training step and data 
 bench-peers: $(INSTALLED) ## Install what the benchmarks of data and training compare with
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[bench]"
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps axolotl==0.19.0
+
+vendor-web: $(INSTALLED) ## Bring the web page's libraries as their NOTICE names them; needs npm
+	$(BIN)/python scripts/vendor_web.py
 
 EXAMPLES ?= 100000
 TOKENS_PER_EXAMPLE ?= 300

@@ -11,7 +11,19 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
-from service.api import comparison, health, jobs, lifecycle, metrics, outcomes, problems, prometheus, streams, sweeps
+from service.api import (
+    comparison,
+    health,
+    jobs,
+    lifecycle,
+    metrics,
+    outcomes,
+    problems,
+    prometheus,
+    streams,
+    sweeps,
+    web,
+)
 from service.api.dependencies import ControlPlane
 from service.backends.base import Backend
 from service.backends.local_ray import LocalRay
@@ -54,6 +66,7 @@ def create_app(parts: ControlPlane) -> FastAPI:
     app.include_router(prometheus.router)
     prometheus.install(app)
     app.include_router(health.router)
+    web.install(app)
     return app
 
 
