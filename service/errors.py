@@ -150,6 +150,13 @@ class NotAuthenticatedError(SleddogError, PermissionError):
     fault = "user"
 
 
+class NotAuthorizedError(SleddogError, PermissionError):
+    """A valid API key, whose user or scopes may not do this."""
+
+    code = "not_authorized"
+    fault = "user"
+
+
 class NotFoundError(SleddogError, LookupError):
     """The resource does not exist."""
 

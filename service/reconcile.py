@@ -115,7 +115,9 @@ class Reconciler:
         for run in runs:
             if run.status == "queued":
                 if running < self._max_running_jobs:
-                    running += self._store.change_status(run, "submitting", attempt=run.attempt + 1)
+                    running += self._store.change_status(
+                        run, "submitting", attempt=run.attempt + 1, reason="its turn has come"
+                    )
                     self._wake.set()
             else:
                 self._look_at(run)
@@ -155,7 +157,8 @@ class Reconciler:
                 run, "failed", error=JobError(code=error.code, fault=error.fault, message=str(error))
             )
             return
-        if not self._store.change_status(run, "running") and not self._is_wanted(attempt_id):
+        is_running = self._store.change_status(run, "running", reason="the cluster has taken it")
+        if not is_running and not self._is_wanted(attempt_id):
             self._backend.stop(attempt_id)
 
     def _observe(self, run: Run) -> None:
@@ -173,7 +176,7 @@ class Reconciler:
             )
             self._follow_lost(run, reason)
         elif verdict.type == "job.finished":
-            self._store.change_status(run, "succeeded")
+            self._store.change_status(run, "succeeded", reason="its driver says so")
         else:
             error = JobError.model_validate({"message": verdict.message, **verdict.data})
             self._store.change_status(run, "failed", error=error)
@@ -181,7 +184,7 @@ class Reconciler:
     def _follow_lost(self, run: Run, reason: str) -> None:
         if run.attempt - run.attempts_before < self._max_attempts:
             log.warning("%s: %s; starting attempt %d", run.id, reason, run.attempt + 1)
-            self._store.change_status(run, "submitting", attempt=run.attempt + 1)
+            self._store.change_status(run, "submitting", attempt=run.attempt + 1, reason=reason)
             return
         error = JobError(code="driver_lost", fault="infrastructure", message=f"{reason}, {run.attempt} times")
         self._store.change_status(run, "failed", error=error)
@@ -191,7 +194,7 @@ class Reconciler:
         found = self._backend.state(attempt_id)
         if found is None or found[0] in ("stopped", "succeeded", "failed"):
             self._try_to_ingest(run)
-            self._store.change_status(run, "cancelled")
+            self._store.change_status(run, "cancelled", reason="its driver has ended")
         else:
             self._backend.stop(attempt_id)
 

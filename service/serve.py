@@ -13,7 +13,7 @@ import uvicorn
 from service.api.app import assemble, create_app, open_backend, open_store
 from service.api.server import Server
 from service.settings import Settings
-from service.store.keys import new_api_key
+from service.store.key_text import new_api_key
 
 
 def ensure_first_key(settings: Settings) -> str | None:

@@ -20,6 +20,8 @@ class Settings:
     Attributes:
         data_dir: the store, the API key and, by default, the run directories.
         database_url: SQLAlchemy URL; by default SQLite in `data_dir`.
+        secret_file: holds the secret under which API keys are digested, the same for all replicas; by default one in
+            `data_dir`, made at the first start.
         runs_url: root of the run directories, as control plane and cluster both see it.
         ray_dashboard_url: of an existing cluster, such as `https://ray.example:8265`; None starts a local head.
         ray_token_path: file with the cluster's authentication token; needed with `ray_dashboard_url`, as `runs_url` is.
@@ -33,6 +35,7 @@ class Settings:
 
     data_dir: Path
     database_url: str | None = None
+    secret_file: Path | None = None
     runs_url: str | None = None
     ray_dashboard_url: str | None = None
     ray_token_path: Path | None = None
@@ -58,6 +61,11 @@ class Settings:
     def resolved_runs_url(self) -> str:
         """The run directories' root."""
         return (self.runs_url or str(self.data_dir.resolve() / "runs")).rstrip("/")
+
+    @property
+    def secret_path(self) -> Path:
+        """The secret's file."""
+        return self.secret_file or self.data_dir / "secret"
 
     @property
     def api_key_path(self) -> Path:

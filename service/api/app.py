@@ -12,6 +12,7 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from service.api import (
+    accounts,
     comparison,
     health,
     jobs,
@@ -24,6 +25,7 @@ from service.api import (
     sweeps,
     web,
 )
+from service.api.audit_middleware import AuditMiddleware
 from service.api.dependencies import ControlPlane
 from service.backends.base import Backend
 from service.backends.local_ray import LocalRay
@@ -31,6 +33,7 @@ from service.backends.ray_jobs import RayJobs
 from service.errors import ConflictError
 from service.reconcile import Reconciler
 from service.run_reader import require_writable
+from service.server_secret import load_secret
 from service.settings import Settings
 from service.store.engine import migrate, open_engine
 from service.store.store import Store
@@ -56,6 +59,7 @@ def create_app(parts: ControlPlane) -> FastAPI:
     )
     app.state.control_plane = parts
     problems.install(app)
+    app.add_middleware(AuditMiddleware)
     app.include_router(jobs.router)
     app.include_router(sweeps.router)
     app.include_router(streams.router)
@@ -65,6 +69,7 @@ def create_app(parts: ControlPlane) -> FastAPI:
     app.include_router(lifecycle.router)
     app.include_router(prometheus.router)
     prometheus.install(app)
+    app.include_router(accounts.router)
     app.include_router(health.router)
     web.install(app)
     return app
@@ -75,7 +80,7 @@ def open_store(settings: Settings) -> Store:
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     engine = open_engine(settings.resolved_database_url)
     migrate(engine)
-    return Store(engine)
+    return Store(engine, load_secret(settings.secret_path, may_create=settings.secret_file is None))
 
 
 @contextmanager

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 
 from moe.config import PRESETS
-from service.api.dependencies import Parts, require_key
+from service.api.access import Viewer
+from service.api.dependencies import Parts
 from service.api.reachable import check_files, require_possible
 from service.api.runs import CONFLICT, PROBLEMS, not_found
 from service.comparison import compare_jobs
@@ -18,28 +19,30 @@ from service.spec.job import JobSpec
 from service.spec.outcomes import JobDiff, Preset, Reproduction, Validation
 from service.spec.resources import Job
 
-router = APIRouter(prefix="/v1", dependencies=[Depends(require_key)], responses=PROBLEMS)
+router = APIRouter(prefix="/v1", responses=PROBLEMS)
 
 
 @router.post("/jobs:validate", tags=["jobs"])
-def validate_job(spec: JobSpec, parts: Parts) -> Validation:
+def validate_job(spec: JobSpec, _who: Viewer, parts: Parts) -> Validation:
     """What posting a job would be answered: its spec is checked, and the files that it names; nothing is stored."""
     require_possible(spec, parts.backend)
     return Validation(spec=spec, spec_sha256=spec.sha256(), files=check_files(spec, parts.backend))
 
 
 @router.get("/jobs/{job_id}/diff/{other_id}", tags=["jobs"], responses=not_found("job"))
-def diff_jobs(job_id: str, other_id: str, parts: Parts) -> JobDiff:
+def diff_jobs(job_id: str, other_id: str, who: Viewer, parts: Parts) -> JobDiff:
     """How another job differs from this one: spec, data, results."""
-    left, right = parts.store.get(Job, job_id), parts.store.get(Job, other_id)
+    left, right = parts.store.of(who).get(Job, job_id), parts.store.of(who).get(Job, other_id)
     return compare_jobs(left, right, read_report(left.run_url), read_report(right.run_url))
 
 
 @router.get("/jobs/{job_id}/reproduce", tags=["jobs"], responses=not_found("job") | CONFLICT)
-def reproduce_job(job_id: str, parts: Parts) -> Reproduction:
+def reproduce_job(job_id: str, who: Viewer, parts: Parts) -> Reproduction:
     """The job that does again what this one did, held to the same data; nothing is started."""
-    job = parts.store.get(Job, job_id)
-    prepared = [event for event in parts.store.events_of_types(job_id, ("stage.finished",)) if event.stage == "prepare"]
+    job = parts.store.of(who).get(Job, job_id)
+    prepared = [
+        event for event in parts.store.of(who).events_of_types(job_id, ("stage.finished",)) if event.stage == "prepare"
+    ]
     summary: Any = prepared[-1].data["summary"] if prepared else None
     lineage = read_lineage(job.run_url, summary["hash"]) if summary else None
     report = read_report(job.run_url) or {}
@@ -47,7 +50,7 @@ def reproduce_job(job_id: str, parts: Parts) -> Reproduction:
 
 
 @router.get("/presets", tags=["models"])
-def list_presets() -> list[Preset]:
+def list_presets(_who: Viewer) -> list[Preset]:
     """Architectures that a job can start from by name."""
     return [
         Preset(

@@ -1,4 +1,4 @@
-"""What the routes need: the parts of the running control plane, and who is asking."""
+"""What the routes need: the parts of the running control plane."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from functools import cached_property
 from typing import Annotated
 
 from fastapi import Depends, Request
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from service.api.event_feed import EventFeed
 from service.api.log_feed import LogFeed
 from service.backends.base import Backend
-from service.errors import NotAuthenticatedError
 from service.reconcile import Reconciler
 from service.store.store import Store
 
@@ -22,7 +20,7 @@ class ControlPlane:
     """The parts of a running control plane.
 
     Attributes:
-        store: the truth.
+        store: the truth, all of it; a route looks at `store.of(who)`.
         backend: the cluster.
         reconciler: brings the two to agree.
         runs_url: root of the run directories.
@@ -58,12 +56,3 @@ def control_plane(request: Request) -> ControlPlane:
 
 
 Parts = Annotated[ControlPlane, Depends(control_plane)]
-bearer = HTTPBearer(auto_error=False, description="The API key that the first start printed.")
-
-
-def require_key(parts: Parts, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
-    """Refuse requests without a valid key."""
-    if credentials is None:
-        raise NotAuthenticatedError("send your API key as 'Authorization: Bearer …'")
-    if not parts.store.knows_key(credentials.credentials):
-        raise NotAuthenticatedError("this API key is not valid")

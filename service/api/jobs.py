@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Response, status
+from fastapi import APIRouter, Query, Response, status
 
-from service.api.dependencies import Parts, require_key
+from service.api.access import Member, Viewer
+from service.api.dependencies import Parts
 from service.api.runs import (
     CONFLICT,
     PROBLEMS,
@@ -26,17 +27,19 @@ from service.spec.resources import Job, JobEvent, JobStatus, Page
 
 _NOT_FOUND = not_found("job")
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[Depends(require_key)], responses=PROBLEMS)
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=PROBLEMS)
 
 
 @router.post("", status_code=status.HTTP_201_CREATED, responses=CONFLICT)
-def create_job(spec: JobSpec, parts: Parts, response: Response, idempotency_key: IdempotencyKey = None) -> Job:
+def create_job(
+    spec: JobSpec, who: Member, parts: Parts, response: Response, idempotency_key: IdempotencyKey = None
+) -> Job:
     """Accept a job. It is stored before this answers, and will run whatever happens to the service."""
-    return accept(Job, spec, parts, response, idempotency_key)
+    return accept(Job, spec, parts, who, response=response, idempotency_key=idempotency_key)
 
 
 @router.post(":plan")
-def plan(request: PlanRequest) -> Plan:
+def plan(request: PlanRequest, _who: Viewer) -> Plan:
     """What a job would need and take: memory, communication, time, cost. Starts nothing and reads no data."""
     try:
         return plan_job(request)
@@ -46,26 +49,27 @@ def plan(request: PlanRequest) -> Plan:
 
 @router.get("", responses=_NOT_FOUND)
 def list_jobs(
+    who: Viewer,
     parts: Parts,
     status: Annotated[list[JobStatus] | None, Query(description="Only these")] = None,
     after: AfterId = None,
     limit: Limit = 50,
 ) -> Page[Job]:
     """List jobs, newest first."""
-    jobs, has_more = parts.store.list_runs(Job, statuses=status or (), after=after, limit=limit)
+    jobs, has_more = parts.store.of(who).list_runs(Job, statuses=status or (), after=after, limit=limit)
     return Page(data=jobs, has_more=has_more)
 
 
 @router.get("/{job_id}", responses=_NOT_FOUND)
-def get_job(job_id: str, parts: Parts) -> Job:
+def get_job(job_id: str, who: Viewer, parts: Parts) -> Job:
     """How a job stands."""
-    return parts.store.get(Job, job_id)
+    return parts.store.of(who).get(Job, job_id)
 
 
 @router.post("/{job_id}/cancel", responses=_NOT_FOUND | CONFLICT)
-def cancel_job(job_id: str, parts: Parts) -> Job:
+def cancel_job(job_id: str, who: Member, parts: Parts) -> Job:
     """Cancel a job; its processes end within seconds. Cancelling twice is no error."""
-    job = parts.store.request_cancel(Job, job_id)
+    job = parts.store.of(who).request_cancel(Job, job_id)
     parts.reconciler.wake()
     return job
 
@@ -73,19 +77,20 @@ def cancel_job(job_id: str, parts: Parts) -> Job:
 @router.get("/{job_id}/events", responses=_NOT_FOUND)
 def list_events(
     job_id: str,
+    who: Viewer,
     parts: Parts,
     after: AfterEvent = 0,
     limit: Limit = 1000,
 ) -> Page[JobEvent]:
     """What happened in a job, in order."""
-    events, has_more = parts.store.list_events(Job, job_id, after=after, limit=limit)
+    events, has_more = parts.store.of(who).list_events(Job, job_id, after=after, limit=limit)
     return Page(data=events, has_more=has_more)
 
 
 @router.get("/{job_id}/report", responses=_NOT_FOUND)
-def get_report(job_id: str, parts: Parts) -> dict[str, Any]:
+def get_report(job_id: str, who: Viewer, parts: Parts) -> dict[str, Any]:
     """What a finished job did: data, training, evaluations, export."""
-    job = parts.store.get(Job, job_id)
+    job = parts.store.of(who).get(Job, job_id)
     report = read_report(job.run_url)
     if report is None:
         raise NotFoundError(f"job {job_id} is {job.status}; a report is there once it has succeeded")

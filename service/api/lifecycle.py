@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Response, status
+from fastapi import APIRouter, Query, Response, status
 
-from service.api.dependencies import ControlPlane, Parts, require_key
+from service.api.access import Member
+from service.api.dependencies import Parts
 from service.api.runs import CONFLICT, PROBLEMS, IdempotencyKey, accept, not_found
 from service.reproduction import todays_spec
 from service.run_files import remove_run
 from service.spec.resources import Job, Run, Sweep
+from service.store.store import Store
 
-router = APIRouter(prefix="/v1", dependencies=[Depends(require_key)], responses=PROBLEMS)
+router = APIRouter(prefix="/v1", responses=PROBLEMS)
 
 Purge = Annotated[bool, Query(description="Also delete the run directory: checkpoints, export, reports")]
 
@@ -20,9 +22,9 @@ Purge = Annotated[bool, Query(description="Also delete the run directory: checkp
 @router.delete(
     "/jobs/{job_id}", tags=["jobs"], status_code=status.HTTP_204_NO_CONTENT, responses=not_found("job") | CONFLICT
 )
-def delete_job(job_id: str, parts: Parts, purge: Purge = False) -> None:
+def delete_job(job_id: str, who: Member, parts: Parts, purge: Purge = False) -> None:
     """Forget a job that has ended; prepared data, which others may share, stays in any case."""
-    _delete(Job, job_id, parts, purge=purge)
+    _delete(Job, job_id, parts.store.of(who), purge=purge)
 
 
 @router.delete(
@@ -31,9 +33,9 @@ def delete_job(job_id: str, parts: Parts, purge: Purge = False) -> None:
     status_code=status.HTTP_204_NO_CONTENT,
     responses=not_found("sweep") | CONFLICT,
 )
-def delete_sweep(sweep_id: str, parts: Parts, purge: Purge = False) -> None:
+def delete_sweep(sweep_id: str, who: Member, parts: Parts, purge: Purge = False) -> None:
     """Forget a sweep that has ended."""
-    _delete(Sweep, sweep_id, parts, purge=purge)
+    _delete(Sweep, sweep_id, parts.store.of(who), purge=purge)
 
 
 @router.post(
@@ -42,30 +44,34 @@ def delete_sweep(sweep_id: str, parts: Parts, purge: Purge = False) -> None:
     status_code=status.HTTP_201_CREATED,
     responses=not_found("job") | CONFLICT,
 )
-def retry_job(job_id: str, parts: Parts, response: Response, idempotency_key: IdempotencyKey = None) -> Job:
+def retry_job(
+    job_id: str, who: Member, parts: Parts, response: Response, idempotency_key: IdempotencyKey = None
+) -> Job:
     """A new job of the same spec, from the beginning; its `retry_of` names this one, which must have ended."""
-    job = parts.store.require_ended(Job, job_id)
-    return accept(Job, todays_spec(job), parts, response, idempotency_key, retry_of=job_id)
+    job = parts.store.of(who).require_ended(Job, job_id)
+    return accept(
+        Job, todays_spec(job), parts, who, response=response, idempotency_key=idempotency_key, retry_of=job_id
+    )
 
 
 @router.post("/jobs/{job_id}/resume", tags=["jobs"], responses=not_found("job") | CONFLICT)
-def resume_job(job_id: str, parts: Parts) -> Job:
+def resume_job(job_id: str, who: Member, parts: Parts) -> Job:
     """Go on with a cancelled or failed job, from its last checkpoint. Resuming twice is no error."""
-    job = parts.store.request_resume(Job, job_id)
+    job = parts.store.of(who).request_resume(Job, job_id)
     parts.reconciler.wake()
     return job
 
 
 @router.post("/sweeps/{sweep_id}/resume", tags=["sweeps"], responses=not_found("sweep") | CONFLICT)
-def resume_sweep(sweep_id: str, parts: Parts) -> Sweep:
+def resume_sweep(sweep_id: str, who: Member, parts: Parts) -> Sweep:
     """Go on with a cancelled or failed sweep; finished trials stay. Resuming twice is no error."""
-    sweep = parts.store.request_resume(Sweep, sweep_id)
+    sweep = parts.store.of(who).request_resume(Sweep, sweep_id)
     parts.reconciler.wake()
     return sweep
 
 
-def _delete(resource: type[Run], run_id: str, parts: ControlPlane, *, purge: bool) -> None:
-    run = parts.store.require_ended(resource, run_id)
+def _delete(resource: type[Run], run_id: str, store: Store, *, purge: bool) -> None:
+    run = store.require_ended(resource, run_id)
     if purge:  # first: what is left of a run that is no longer known could not be found again
         remove_run(run.run_url)
-    parts.store.delete(resource, run_id)
+    store.delete(resource, run_id)

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 
-from service.api.dependencies import Parts, require_key
+from service.api.access import Viewer
+from service.api.dependencies import Parts
 from service.api.runs import PROBLEMS, Limit, not_found
 from service.series import build_series
 from service.spec.resources import MetricSeries, Page, StepMetrics
 from service.store.events import LAST_STEP
 from service.store.store import Store
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[Depends(require_key)], responses=PROBLEMS)
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=PROBLEMS)
 
 _PAGE = 1000
 FromStep = Annotated[int, Query(ge=0, le=LAST_STEP, description="First step")]
@@ -24,6 +25,7 @@ ToStep = Annotated[int, Query(ge=0, le=LAST_STEP, description="Last step")]
 @router.get("/{job_id}/metrics", responses=not_found("job"))
 def list_metrics(
     job_id: str,
+    who: Viewer,
     parts: Parts,
     *,
     from_step: FromStep = 0,
@@ -33,13 +35,14 @@ def list_metrics(
 ) -> Page[StepMetrics]:
     """Metrics of each training step, in order."""
     after = max(after, from_step - 1)
-    metrics, has_more = parts.store.list_metrics(job_id, after=after, to_step=to_step, limit=limit)
+    metrics, has_more = parts.store.of(who).list_metrics(job_id, after=after, to_step=to_step, limit=limit)
     return Page(data=metrics, has_more=has_more)
 
 
 @router.get("/{job_id}/metrics/series", responses=not_found("job"))
 def list_series(
     job_id: str,
+    who: Viewer,
     parts: Parts,
     *,
     name: Annotated[list[str], Query(description="Only these, or what lies below them, such as `loss`")] = [],  # noqa: B006
@@ -48,7 +51,7 @@ def list_series(
     max_points: Annotated[int, Query(ge=2, le=10_000, description="Of each curve")] = 500,
 ) -> list[MetricSeries]:
     """The curve of each metric, of at most so many points that look the same (Largest-Triangle-Three-Buckets)."""
-    steps = _all_steps(parts.store, job_id, from_step, to_step)
+    steps = _all_steps(parts.store.of(who), job_id, from_step, to_step)
     return build_series(steps, name, max_points)
 
 

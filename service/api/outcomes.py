@@ -5,18 +5,19 @@ from __future__ import annotations
 from typing import Annotated
 from urllib.parse import quote
 
-from fastapi import APIRouter, Depends, Header, Query, Response, status
+from fastapi import APIRouter, Header, Query, Response, status
 from fastapi.responses import StreamingResponse
 
+from service.api.access import Viewer
 from service.api.byte_range import NOTHING, parse_range
-from service.api.dependencies import Parts, require_key
+from service.api.dependencies import Parts
 from service.api.runs import PROBLEMS, Answers, Limit, not_found
 from service.evaluations import EVALUATION_TYPES, build_evaluations
 from service.run_files import OpenArtifact, find_artifact, list_artifacts, list_checkpoints
 from service.spec.outcomes import Artifact, Checkpoint, Evaluation
 from service.spec.resources import Job, Page, Run, Sweep
 
-router = APIRouter(prefix="/v1", dependencies=[Depends(require_key)], responses=PROBLEMS)
+router = APIRouter(prefix="/v1", responses=PROBLEMS)
 
 _FILE: Answers = {
     200: {"content": {"application/octet-stream": {}}, "description": "The file"},
@@ -31,31 +32,38 @@ IfNoneMatch = Annotated[str | None, Header(description="ETag that the caller has
 
 
 @router.get("/jobs/{job_id}/checkpoints", tags=["jobs"], responses=not_found("job"))
-def get_checkpoints(job_id: str, parts: Parts) -> list[Checkpoint]:
+def get_checkpoints(job_id: str, who: Viewer, parts: Parts) -> list[Checkpoint]:
     """Whole training checkpoints, the one with the most steps first; a job keeps its newest ones."""
-    job = parts.store.get(Job, job_id)
-    saved = {event.data.get("path"): event.time for event in parts.store.events_of_types(job_id, ["checkpoint.saved"])}
+    job = parts.store.of(who).get(Job, job_id)
+    saved = {
+        event.data.get("path"): event.time
+        for event in parts.store.of(who).events_of_types(job_id, ["checkpoint.saved"])
+    }
     found = list_checkpoints(job.run_url)
     return [item.model_copy(update={"saved_at": saved.get(item.path)}) for item in found]
 
 
 @router.get("/jobs/{job_id}/evaluations", tags=["jobs"], responses=not_found("job"))
-def get_evaluations(job_id: str, parts: Parts) -> list[Evaluation]:
+def get_evaluations(job_id: str, who: Viewer, parts: Parts) -> list[Evaluation]:
     """Held-out losses, benchmarks and samples so far: before training, during it and after."""
-    parts.store.get(Job, job_id)
-    return build_evaluations(parts.store.events_of_types(job_id, EVALUATION_TYPES))
+    parts.store.of(who).get(Job, job_id)
+    return build_evaluations(parts.store.of(who).events_of_types(job_id, EVALUATION_TYPES))
 
 
 @router.get("/jobs/{job_id}/artifacts", tags=["jobs"], responses=not_found("job"))
-def get_artifacts(job_id: str, parts: Parts, after: AfterPath = None, limit: Limit = 1000) -> Page[Artifact]:
+def get_artifacts(
+    job_id: str, who: Viewer, parts: Parts, after: AfterPath = None, limit: Limit = 1000
+) -> Page[Artifact]:
     """Files of the export, the evaluations and the reports, by path."""
-    return _list_artifacts(parts.store.get(Job, job_id), after, limit)
+    return _list_artifacts(parts.store.of(who).get(Job, job_id), after, limit)
 
 
 @router.get("/sweeps/{sweep_id}/artifacts", tags=["sweeps"], responses=not_found("sweep"))
-def get_sweep_artifacts(sweep_id: str, parts: Parts, after: AfterPath = None, limit: Limit = 1000) -> Page[Artifact]:
+def get_sweep_artifacts(
+    sweep_id: str, who: Viewer, parts: Parts, after: AfterPath = None, limit: Limit = 1000
+) -> Page[Artifact]:
     """Files of the results, the trials and the report, by path."""
-    return _list_artifacts(parts.store.get(Sweep, sweep_id), after, limit)
+    return _list_artifacts(parts.store.of(who).get(Sweep, sweep_id), after, limit)
 
 
 @router.get(
@@ -67,6 +75,7 @@ def get_sweep_artifacts(sweep_id: str, parts: Parts, after: AfterPath = None, li
 def download_artifact(
     job_id: str,
     path: str,
+    who: Viewer,
     parts: Parts,
     *,
     range: RangeHeader = None,
@@ -74,7 +83,7 @@ def download_artifact(
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     """A file, or a part of it."""
-    return _download(parts.store.get(Job, job_id), path, (range, if_range, if_none_match))
+    return _download(parts.store.of(who).get(Job, job_id), path, (range, if_range, if_none_match))
 
 
 @router.get(
@@ -86,6 +95,7 @@ def download_artifact(
 def download_sweep_artifact(
     sweep_id: str,
     path: str,
+    who: Viewer,
     parts: Parts,
     *,
     range: RangeHeader = None,
@@ -93,7 +103,7 @@ def download_sweep_artifact(
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     """A file, or a part of it."""
-    return _download(parts.store.get(Sweep, sweep_id), path, (range, if_range, if_none_match))
+    return _download(parts.store.of(who).get(Sweep, sweep_id), path, (range, if_range, if_none_match))
 
 
 def _list_artifacts(run: Run, after: str | None, limit: int) -> Page[Artifact]:

@@ -15,6 +15,7 @@ from service.errors import (
     ConflictError,
     InvalidSpecError,
     NotAuthenticatedError,
+    NotAuthorizedError,
     NotFoundError,
     SleddogError,
     SourceNotFoundError,
@@ -22,10 +23,13 @@ from service.errors import (
 from service.spec.base import field_errors
 from service.spec.resources import FieldProblem, Problem
 
+INTERNAL_ERROR = "internal_error"
+
 log = logging.getLogger(__name__)
 
 _STATUS_OF: dict[type[SleddogError], HTTPStatus] = {
     NotAuthenticatedError: HTTPStatus.UNAUTHORIZED,
+    NotAuthorizedError: HTTPStatus.FORBIDDEN,
     NotFoundError: HTTPStatus.NOT_FOUND,
     ConflictError: HTTPStatus.CONFLICT,
     InvalidSpecError: HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -43,40 +47,45 @@ def install(app: FastAPI) -> None:
 
 
 def _answer(
+    request: Request,
     status: HTTPStatus,
     code: str,
     detail: str,
+    *,
     errors: list[FieldProblem] | None = None,
     headers: dict[str, str] | None = None,
 ) -> JSONResponse:
+    request.state.problem_code = code
     problem = Problem(title=status.phrase, status=status, detail=detail, code=code, errors=errors or [])
     return JSONResponse(problem.model_dump(), status, headers, media_type="application/problem+json")
 
 
-def _sleddog_error(_request: Request, error: Exception) -> JSONResponse:
+def _sleddog_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, SleddogError)
     status = _STATUS_OF.get(type(error), HTTPStatus.INTERNAL_SERVER_ERROR)
     errors = [FieldProblem(field=error.field, message=error.message)] if error.field else []
     headers = {"WWW-Authenticate": "Bearer"} if status == HTTPStatus.UNAUTHORIZED else None
-    return _answer(status, error.code, str(error), errors, headers)
+    return _answer(request, status, error.code, str(error), errors=errors, headers=headers)
 
 
-def _validation_error(_request: Request, error: Exception) -> JSONResponse:
+def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     # FastAPI puts where a value came from in front of its path: body, query, header
     located = [{**item, "loc": () if item["type"] == "json_invalid" else item["loc"][1:]} for item in error.errors()]
     errors = [FieldProblem(field=fault.field, message=fault.message) for fault in field_errors(located, error.body)]
     detail = "; ".join(f"{fault.field}: {fault.message}" if fault.field else fault.message for fault in errors)
-    return _answer(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_spec", detail, errors)
+    return _answer(request, HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_spec", detail, errors=errors)
 
 
-def _http_error(_request: Request, error: Exception) -> JSONResponse:
+def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     status = HTTPStatus(error.status_code)
-    return _answer(status, status.name.lower(), str(error.detail), headers=dict(error.headers or {}))
+    return _answer(request, status, status.name.lower(), str(error.detail), headers=dict(error.headers or {}))
 
 
 def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    detail = "the service failed; its log says why"
-    return _answer(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", detail)
+    path, request_id = request.url.path, request.state.request_id
+    log.error("%s %s failed, request %s", request.method, path, request_id, exc_info=error)
+    detail = f"the service failed; its log says why, at request {request.state.request_id}"
+    headers = {"X-Request-Id": request.state.request_id}
+    return _answer(request, HTTPStatus.INTERNAL_SERVER_ERROR, INTERNAL_ERROR, detail, headers=headers)

@@ -4,9 +4,9 @@ Read from the store when asked, so a restart forgets nothing, and every replica 
 reconciler's looks are counted in this process. Job ids are labels of running jobs only: their number is bounded, unlike
 that of all jobs that ever were.
 
-Anybody on this machine may read it, as an agent beside the service does, and otherwise whoever has a key. With
-`--open-metrics` all may who reach the port: names and figures of running jobs are told, no data and no spec. What a
-proxy has passed on comes from elsewhere, even when the proxy is on this machine.
+Anybody on this machine may read it, as an agent beside the service does, and otherwise whoever has a key to the default
+project. With `--open-metrics` all may who reach the port: names and figures of running jobs are told, no data and no
+spec. What a proxy has passed on comes from elsewhere, even when the proxy is on this machine.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from ipaddress import ip_address
-from typing import Annotated
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
-from fastapi.security import HTTPAuthorizationCredentials
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.dependencies import ControlPlane, Parts, bearer, require_key
+from service.api.access import Credentials, RequireRole
+from service.api.dependencies import ControlPlane, Parts
 from service.api.runs import PROBLEMS
+from service.errors import NotAuthorizedError
+from service.spec.access import DEFAULT_PROJECT
 from service.spec.resources import Job
 from service.store.counts import RunCount
 
@@ -171,18 +172,23 @@ def is_local(request: Request) -> bool:
         return False
 
 
-def require_scraper(
-    request: Request, parts: Parts, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
-) -> None:
-    """Refuse who is neither on this machine nor has a key, unless the metrics are open."""
-    if not parts.open_metrics and not is_local(request):
-        require_key(parts, credentials)
+def require_scraper(request: Request, parts: Parts, credentials: Credentials) -> None:
+    """Refuse who is neither on this machine nor has a key to the default project, unless the metrics are open."""
+    if parts.open_metrics or is_local(request):
+        return
+    who = RequireRole("viewer")(request, parts, credentials)
+    if who.project != DEFAULT_PROJECT:
+        raise NotAuthorizedError(f"this is of all projects, and for members of project {DEFAULT_PROJECT} only")
 
 
 @router.get(
     "/metrics",
     response_class=Response,
-    responses={200: {"content": {"text/plain": {}}, "description": "Prometheus' text format"}, 401: PROBLEMS[401]},
+    responses={
+        200: {"content": {"text/plain": {}}, "description": "Prometheus' text format"},
+        401: PROBLEMS[401],
+        403: PROBLEMS[403],
+    },
     dependencies=[Depends(require_scraper)],
 )
 def get_metrics(request: Request) -> Response:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Header, Query, Response, status
 
@@ -11,12 +11,16 @@ from service.api.reachable import require_possible
 from service.spec.job import JobSpec
 from service.spec.resources import Problem
 from service.spec.sweep import SweepSpec
+from service.store.principal import Principal
 from service.store.runs import AnyRun
+
+Made = TypeVar("Made")
 
 Answers = dict[int | str, dict[str, Any]]
 
 PROBLEMS: Answers = {
     401: {"model": Problem, "description": "No API key, or a wrong one"},
+    403: {"model": Problem, "description": "The user's role or the key's scopes do not suffice"},
     422: {"model": Problem, "description": "A value is not valid; `errors` names its path"},
 }
 CONFLICT: Answers = {409: {"model": Problem, "description": "The request contradicts the state"}}
@@ -40,19 +44,26 @@ def accept(
     resource: type[AnyRun],
     spec: JobSpec | SweepSpec,
     parts: ControlPlane,
+    who: Principal,
+    *,
     response: Response,
     idempotency_key: str | None,
-    *,
     retry_of: str | None = None,
 ) -> AnyRun:
     """Store a job or a sweep, once for each key, and see that it is run."""
-    run = parts.store.find_of_key(resource, idempotency_key, spec) if idempotency_key else None
+    store = parts.store.of(who)
+    run = store.find_of_key(resource, idempotency_key, spec) if idempotency_key else None
     is_new = False
     if run is None:
         require_possible(spec, parts.backend)
-        run, is_new = parts.store.create(resource, spec, parts.runs_url, idempotency_key, retry_of)
+        run, is_new = store.create(resource, spec, parts.runs_url, idempotency_key, retry_of)
         parts.reconciler.wake()
-    response.headers["Location"] = f"/v1/{run.kind}s/{run.id}"
+    return created(run, f"/v1/{run.kind}s/{run.id}", response, is_new=is_new)
+
+
+def created(made: Made, path: str, response: Response, *, is_new: bool) -> Made:
+    """Answer a create: 201 with where the thing is; 200 when a repeated request finds it made."""
+    response.headers["Location"] = path
     if not is_new:
         response.status_code = status.HTTP_200_OK
-    return run
+    return made

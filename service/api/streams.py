@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Query, Response, status
+from fastapi import APIRouter, Header, Query, Response, status
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import PlainTextResponse, StreamingResponse
 
-from service.api.dependencies import ControlPlane, Parts, require_key
+from service.api.access import Viewer
+from service.api.dependencies import ControlPlane, Parts
 from service.api.event_feed import Included, is_seen
 from service.api.runs import PROBLEMS, UNAVAILABLE, AfterEvent, Answers, not_found
 from service.backends.base import submission_id
 from service.spec.resources import Job, Run, Sweep
+from service.store.principal import Principal
 
-router = APIRouter(prefix="/v1", dependencies=[Depends(require_key)], responses=PROBLEMS)
+router = APIRouter(prefix="/v1", responses=PROBLEMS)
 
 
 class EventStream(StreamingResponse):
@@ -50,13 +52,15 @@ _EVENTS: Answers = {200: {"description": "A message an event: its type as `event
 )
 async def stream_job_events(
     job_id: str,
+    who: Viewer,
     parts: Parts,
+    *,
     include: Include = ["events"],  # noqa: B006  FastAPI copies it
     after: AfterEvent = 0,
     last_event_id: LastEventId = None,
 ) -> Response:
     """Follow a job's events as server-sent events, until it has ended."""
-    return await _stream_events(Job, job_id, parts, include, (after, last_event_id))
+    return await _stream_events(await _visible(parts, who, Job, job_id), parts, include, (after, last_event_id))
 
 
 @router.get(
@@ -67,13 +71,15 @@ async def stream_job_events(
 )
 async def stream_sweep_events(
     sweep_id: str,
+    who: Viewer,
     parts: Parts,
+    *,
     include: Include = ["events"],  # noqa: B006  FastAPI copies it
     after: AfterEvent = 0,
     last_event_id: LastEventId = None,
 ) -> Response:
     """Follow a sweep's events as server-sent events, until it has ended."""
-    return await _stream_events(Sweep, sweep_id, parts, include, (after, last_event_id))
+    return await _stream_events(await _visible(parts, who, Sweep, sweep_id), parts, include, (after, last_event_id))
 
 
 @router.get(
@@ -82,9 +88,9 @@ async def stream_sweep_events(
     response_class=PlainTextResponse,
     responses=not_found("job") | UNAVAILABLE,
 )
-async def get_logs(job_id: str, parts: Parts, tail: Tail = None, follow: Follow = False) -> Response:
+async def get_logs(job_id: str, who: Viewer, parts: Parts, tail: Tail = None, follow: Follow = False) -> Response:
     """What the driver and its workers printed, of the latest attempt; followed, that of later attempts too."""
-    return await _logs(Job, job_id, parts, tail, follow=follow)
+    return await _logs(await _visible(parts, who, Job, job_id), parts, tail, follow=follow)
 
 
 @router.get(
@@ -93,34 +99,34 @@ async def get_logs(job_id: str, parts: Parts, tail: Tail = None, follow: Follow 
     response_class=PlainTextResponse,
     responses=not_found("sweep") | UNAVAILABLE,
 )
-async def get_sweep_logs(sweep_id: str, parts: Parts, tail: Tail = None, follow: Follow = False) -> Response:
+async def get_sweep_logs(
+    sweep_id: str, who: Viewer, parts: Parts, tail: Tail = None, follow: Follow = False
+) -> Response:
     """As a job's logs."""
-    return await _logs(Sweep, sweep_id, parts, tail, follow=follow)
+    return await _logs(await _visible(parts, who, Sweep, sweep_id), parts, tail, follow=follow)
+
+
+async def _visible(parts: ControlPlane, who: Principal, resource: type[Run], run_id: str) -> Run:
+    return await run_in_threadpool(parts.store.of(who).get, resource, run_id)
 
 
 async def _stream_events(
-    resource: type[Run],
-    run_id: str,
-    parts: ControlPlane,
-    include: list[Included],
-    position: tuple[int, int | None],
+    run: Run, parts: ControlPlane, include: list[Included], position: tuple[int, int | None]
 ) -> Response:
     """Follow a run from the position that the query, or a browser that reconnects, tells."""
     after, last_event_id = position
-    await run_in_threadpool(parts.store.get, resource, run_id)
     if last_event_id is not None:
         after = last_event_id
-        heads = await run_in_threadpool(parts.store.heads, [run_id])
-        if run_id in heads and is_seen(heads[run_id], last_event_id):
+        heads = await run_in_threadpool(parts.store.heads, [run.id])
+        if run.id in heads and is_seen(heads[run.id], last_event_id):
             return Response(status_code=status.HTTP_204_NO_CONTENT)
-    return EventStream(parts.event_feed.follow(run_id, after, include))
+    return EventStream(parts.event_feed.follow(run.id, after, include))
 
 
-async def _logs(resource: type[Run], run_id: str, parts: ControlPlane, tail: int | None, *, follow: bool) -> Response:
-    run = await run_in_threadpool(parts.store.get, resource, run_id)
+async def _logs(run: Run, parts: ControlPlane, tail: int | None, *, follow: bool) -> Response:
     text = await run_in_threadpool(parts.backend.logs, submission_id(run.id, run.attempt))
     if follow:
-        stream = parts.log_feed.follow(run_id, tail)
+        stream = parts.log_feed.follow(run.id, tail)
         return StreamingResponse(stream, media_type="text/plain", headers={"X-Accel-Buffering": "no"})
     lines = text.splitlines(keepends=True)
     return PlainTextResponse("".join(lines[-tail:] if tail else lines))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, TypeVar
 
-from fastapi import APIRouter, Depends, Query, Response, status
+from fastapi import APIRouter, Query, Response, status
 from fastapi.responses import HTMLResponse
 
-from service.api.dependencies import ControlPlane, Parts, require_key
+from service.api.access import Member, Viewer
+from service.api.dependencies import ControlPlane, Parts
 from service.api.runs import CONFLICT, PROBLEMS, AfterEvent, AfterId, IdempotencyKey, Limit, accept, not_found
 from service.errors import NotFoundError
 from service.run_reader import read_sweep, read_sweep_page
@@ -16,58 +17,64 @@ from service.spec.promotion import job_of_candidate
 from service.spec.resources import JobEvent, JobStatus, Page, Sweep
 from service.spec.sweep import SweepSpec
 from service.spec.sweep_results import Candidate, SweepResults, Trial, TrialStatus, leaderboard
+from service.store.principal import Principal
 
 _NOT_FOUND = not_found("sweep")
 
 Item = TypeVar("Item", Trial, Candidate)
 StageName = Annotated[str | None, Query(description="Only this stage's")]
 
-router = APIRouter(prefix="/v1/sweeps", tags=["sweeps"], dependencies=[Depends(require_key)], responses=PROBLEMS)
+router = APIRouter(prefix="/v1/sweeps", tags=["sweeps"], responses=PROBLEMS)
 
 
 @router.post("", status_code=status.HTTP_201_CREATED, responses=CONFLICT)
-def create_sweep(spec: SweepSpec, parts: Parts, response: Response, idempotency_key: IdempotencyKey = None) -> Sweep:
+def create_sweep(
+    spec: SweepSpec, who: Member, parts: Parts, response: Response, idempotency_key: IdempotencyKey = None
+) -> Sweep:
     """Accept a sweep. It is stored before this answers, and will run whatever happens to the service."""
-    return accept(Sweep, spec, parts, response, idempotency_key)
+    return accept(Sweep, spec, parts, who, response=response, idempotency_key=idempotency_key)
 
 
 @router.get("", responses=_NOT_FOUND)
 def list_sweeps(
+    who: Viewer,
     parts: Parts,
     status: Annotated[list[JobStatus] | None, Query(description="Only these")] = None,
     after: AfterId = None,
     limit: Limit = 50,
 ) -> Page[Sweep]:
     """List sweeps, newest first."""
-    sweeps, has_more = parts.store.list_runs(Sweep, statuses=status or (), after=after, limit=limit)
+    sweeps, has_more = parts.store.of(who).list_runs(Sweep, statuses=status or (), after=after, limit=limit)
     return Page(data=sweeps, has_more=has_more)
 
 
 @router.get("/{sweep_id}", responses=_NOT_FOUND)
-def get_sweep(sweep_id: str, parts: Parts) -> Sweep:
+def get_sweep(sweep_id: str, who: Viewer, parts: Parts) -> Sweep:
     """How a sweep stands."""
-    return parts.store.get(Sweep, sweep_id)
+    return parts.store.of(who).get(Sweep, sweep_id)
 
 
 @router.post("/{sweep_id}/cancel", responses=_NOT_FOUND | CONFLICT)
-def cancel_sweep(sweep_id: str, parts: Parts) -> Sweep:
+def cancel_sweep(sweep_id: str, who: Member, parts: Parts) -> Sweep:
     """Cancel a sweep; its processes end within seconds, and finished trials stay. Cancelling twice is no error."""
-    sweep = parts.store.request_cancel(Sweep, sweep_id)
+    sweep = parts.store.of(who).request_cancel(Sweep, sweep_id)
     parts.reconciler.wake()
     return sweep
 
 
 @router.get("/{sweep_id}/events", responses=_NOT_FOUND)
-def list_sweep_events(sweep_id: str, parts: Parts, after: AfterEvent = 0, limit: Limit = 1000) -> Page[JobEvent]:
+def list_sweep_events(
+    sweep_id: str, who: Viewer, parts: Parts, after: AfterEvent = 0, limit: Limit = 1000
+) -> Page[JobEvent]:
     """What happened in a sweep, in order."""
-    events, has_more = parts.store.list_events(Sweep, sweep_id, after=after, limit=limit)
+    events, has_more = parts.store.of(who).list_events(Sweep, sweep_id, after=after, limit=limit)
     return Page(data=events, has_more=has_more)
 
 
 @router.get("/{sweep_id}/results", responses=_NOT_FOUND)
-def get_results(sweep_id: str, parts: Parts) -> SweepResults:
+def get_results(sweep_id: str, who: Viewer, parts: Parts) -> SweepResults:
     """All that a sweep has found so far."""
-    sweep = parts.store.get(Sweep, sweep_id)
+    sweep = parts.store.of(who).get(Sweep, sweep_id)
     results = _read(sweep)
     if results is None:
         raise NotFoundError(f"sweep {sweep_id} is {sweep.status}; results are there once it has begun its trials")
@@ -77,6 +84,7 @@ def get_results(sweep_id: str, parts: Parts) -> SweepResults:
 @router.get("/{sweep_id}/trials", responses=_NOT_FOUND)
 def list_trials(
     sweep_id: str,
+    who: Viewer,
     parts: Parts,
     *,
     stage: StageName = None,
@@ -88,7 +96,7 @@ def list_trials(
     """Trials in the order in which they were planned."""
     trials = [
         trial
-        for trial in _results(parts, sweep_id).trials
+        for trial in _results(parts, who, sweep_id).trials
         if stage in (None, trial.stage)
         and candidate in (None, trial.candidate)
         and (not status or trial.status in status)
@@ -97,14 +105,15 @@ def list_trials(
 
 
 @router.get("/{sweep_id}/trials/{trial_id}", responses=not_found("sweep or trial"))
-def get_trial(sweep_id: str, trial_id: str, parts: Parts) -> Trial:
+def get_trial(sweep_id: str, trial_id: str, who: Viewer, parts: Parts) -> Trial:
     """One training run of a candidate."""
-    return _find(_results(parts, sweep_id).trials, trial_id, "trial")
+    return _find(_results(parts, who, sweep_id).trials, trial_id, "trial")
 
 
 @router.get("/{sweep_id}/beams", responses=_NOT_FOUND)
 def list_beams(
     sweep_id: str,
+    who: Viewer,
     parts: Parts,
     *,
     stage: StageName = None,
@@ -113,30 +122,30 @@ def list_beams(
     limit: Limit = 50,
 ) -> Page[Candidate]:
     """The leaderboard: of each stage the best first."""
-    ranked = leaderboard(_results(parts, sweep_id), stage, only_beams=not all)
+    ranked = leaderboard(_results(parts, who, sweep_id), stage, only_beams=not all)
     return _page(ranked, after, limit)
 
 
 @router.post("/{sweep_id}/beams/{candidate_id}/promote", responses=not_found("sweep or candidate") | CONFLICT)
-def promote(sweep_id: str, candidate_id: str, parts: Parts) -> JobSpec:
+def promote(sweep_id: str, candidate_id: str, who: Viewer, parts: Parts) -> JobSpec:
     """The job that trains a candidate's mix at full length, ready to be posted to `/v1/jobs`; nothing is started."""
-    spec = SweepSpec.model_validate(parts.store.get(Sweep, sweep_id).spec)
-    return job_of_candidate(spec, _find(_results(parts, sweep_id).candidates, candidate_id, "candidate"))
+    spec = SweepSpec.model_validate(parts.store.of(who).get(Sweep, sweep_id).spec)
+    return job_of_candidate(spec, _find(_results(parts, who, sweep_id).candidates, candidate_id, "candidate"))
 
 
 @router.get("/{sweep_id}/report", response_class=HTMLResponse, responses=_NOT_FOUND)
-def get_sweep_report(sweep_id: str, parts: Parts) -> HTMLResponse:
+def get_sweep_report(sweep_id: str, who: Viewer, parts: Parts) -> HTMLResponse:
     """What a sweep found, as a page for people."""
-    sweep = parts.store.get(Sweep, sweep_id)
+    sweep = parts.store.of(who).get(Sweep, sweep_id)
     page = read_sweep_page(sweep.run_url)
     if page is None:
         raise NotFoundError(f"sweep {sweep_id} is {sweep.status}; a report is there once it has ended")
     return HTMLResponse(page)
 
 
-def _results(parts: ControlPlane, sweep_id: str) -> SweepResults:
+def _results(parts: ControlPlane, who: Principal, sweep_id: str) -> SweepResults:
     """What has been found so far: nothing, before the first trial."""
-    return _read(parts.store.get(Sweep, sweep_id)) or SweepResults(stages=[], candidates=[], trials=[])
+    return _read(parts.store.of(who).get(Sweep, sweep_id)) or SweepResults(stages=[], candidates=[], trials=[])
 
 
 def _read(sweep: Sweep) -> SweepResults | None:

@@ -19,6 +19,7 @@ from service.errors import (
     ConflictError,
     InvalidSpecError,
     NotAuthenticatedError,
+    NotAuthorizedError,
     NotFoundError,
     ServiceUnreachableError,
     SleddogError,
@@ -57,6 +58,7 @@ _ERRORS: dict[str, type[SleddogError]] = {
         ConflictError,
         InvalidSpecError,
         NotAuthenticatedError,
+        NotAuthorizedError,
         NotFoundError,
         SourceNotFoundError,
     )

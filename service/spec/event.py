@@ -21,6 +21,7 @@ Stage = Literal["prepare", "train", "evaluate", "export"]
 STAGES: tuple[Stage, ...] = ("prepare", "train", "evaluate", "export")
 
 EventType = Literal[
+    "job.status",
     "job.started",
     "stage.started",
     "stage.progress",
@@ -47,6 +48,8 @@ class Event(BaseModel):
     """One thing that happened in a job.
 
     `data` by type:
+        job.status: `old` (null when the job was created), `new`, `reason`. Written by the control plane, in the
+            transaction that changes the job's state; all other types come from the cluster.
         stage.progress: `task`, `done`, `total` (null when unknown), `unit`, `eta_s` (to the task's end, null when
             unknown).
         stage.finished: `duration_s` (of this start of it), `reused` (an earlier start had done it), `summary`. After a

@@ -91,6 +91,10 @@ class Run(Resource):
     kind: ClassVar[RunKind]
 
     id: str
+    project: str = "default"
+    """Whose members see it."""
+    created_by: str | None = None
+    """The user who asked for it; null when that was before there were users."""
     name: str
     status: JobStatus
     attempt: int

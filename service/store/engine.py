@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Engine, create_engine, event, select
 from sqlalchemy.orm import Session
+
+from service.spec.access import DEFAULT_PROJECT
+from service.store.audit_row import audit_row
+from service.store.principal import Principal
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 _SQLITE_BUSY_TIMEOUT_MS = 10_000
@@ -43,15 +47,36 @@ class Tables:
 
     Args:
         engine: of a migrated database.
+        secret: the server's, under which keys are digested.
+        principal: who asks, and sees the things of their project only; None is the service itself, which sees all.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, secret: bytes, principal: Principal | None = None) -> None:
+        self._engine, self._secret, self._principal = engine, secret, principal
+
+    def of(self, principal: Principal) -> Self:
+        """The same for somebody who asks: of their project only, and what they change is recorded."""
+        return type(self)(self._engine, self._secret, principal)
 
     @contextmanager
     def _transaction(self) -> Iterator[Session]:
         with Session(self._engine, expire_on_commit=False) as session, session.begin():
             yield session
+
+    @property
+    def _project(self) -> str:
+        """Where new things belong."""
+        return DEFAULT_PROJECT if self._principal is None else self._principal.project
+
+    def _record(self, session: Session, target: str | None = None) -> None:
+        """Write who does this into the record, in the transaction that does it.
+
+        Args:
+            session: of that transaction.
+            target: path of what is changed, where it is not the request's own.
+        """
+        if self._principal is not None:
+            session.add(audit_row(self._principal.origin, self._principal, "done", target=target))
 
     def ping(self) -> None:
         """Raise when the database does not answer."""

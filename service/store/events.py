@@ -9,6 +9,7 @@ from sqlalchemy.exc import IntegrityError
 
 from service.spec.event import Event
 from service.spec.resources import Job, JobEvent, Run, StepMetrics
+from service.store.event_log import append_events
 from service.store.models import EventRow, JobRow, SegmentRow
 from service.store.progress import fold_progress
 from service.store.runs import RunTables
@@ -31,13 +32,11 @@ class EventTables(RunTables):
             with self._transaction() as session:
                 session.add(SegmentRow(job_id=run_id, name=name))
                 session.flush()
-                last = session.scalar(select(func.max(EventRow.sequence)).where(EventRow.job_id == run_id)) or 0
-                row = session.get_one(JobRow, run_id)
+                # locked, for the run's events are numbered through
+                row = session.get_one(JobRow, run_id, with_for_update=True)
+                append_events(session, run_id, events)
                 progress = dict(row.progress)
-                for sequence, item in enumerate(events, last + 1):
-                    step = item.data.get("step") if item.type == "train.step" else None
-                    document = item.model_dump(mode="json")
-                    session.add(EventRow(job_id=run_id, sequence=sequence, type=item.type, step=step, event=document))
+                for item in events:
                     progress = fold_progress(progress, item)
                 row.progress = progress
         except IntegrityError:

@@ -6,10 +6,11 @@ from sqlalchemy import delete
 
 from service.errors import ConflictError
 from service.store.models import EventRow, IdempotencyRow, JobRow, SegmentRow
-from service.store.runs import AnyRun, RunTables
+from service.store.runs import AnyRun
+from service.store.transitions import TransitionTables
 
 
-class LifecycleTables(RunTables):
+class LifecycleTables(TransitionTables):
     """Runs that have ended."""
 
     def request_resume(self, resource: type[AnyRun], run_id: str) -> AnyRun:
@@ -27,7 +28,7 @@ class LifecycleTables(RunTables):
                 raise ConflictError(f"the {run.kind} has succeeded; there is nothing to resume")
             if run.status == "cancelling":
                 raise ConflictError(f"the {run.kind} is still being cancelled; resume it once it is")
-            if not run.is_terminal or self.change_status(run, "queued"):
+            if not run.is_terminal or self.change_status(run, "queued", reason="asked to go on"):
                 return self.get(resource, run_id)
 
     def delete(self, resource: type[AnyRun], run_id: str) -> None:
@@ -39,11 +40,14 @@ class LifecycleTables(RunTables):
         """
         run = self.require_ended(resource, run_id)
         with self._transaction() as session:
-            for table in (EventRow, SegmentRow, IdempotencyRow):
+            for table in (EventRow, SegmentRow):
                 session.execute(delete(table).where(table.job_id == run_id))
+            made_it = (IdempotencyRow.kind == run.kind) & (IdempotencyRow.made_id == run_id)
+            session.execute(delete(IdempotencyRow).where(made_it))
             gone = session.execute(delete(JobRow).where(JobRow.id == run_id, JobRow.status == run.status))
             if gone.rowcount != 1:  # type: ignore[attr-defined]
                 raise ConflictError(f"the {run.kind} has changed meanwhile; look at it again")
+            self._record(session)
 
     def require_ended(self, resource: type[AnyRun], run_id: str) -> AnyRun:
         """A job or a sweep that has ended.

@@ -38,6 +38,9 @@ class JobRow(Base):
     __tablename__ = "jobs"
     id: Mapped[str] = mapped_column(String(63), primary_key=True)
     kind: Mapped[str] = mapped_column(String(16), server_default="job")
+    # without a foreign key, which SQLite cannot add to a table that has rows; projects are never deleted
+    project_id: Mapped[str] = mapped_column(String(40), server_default="default")
+    created_by: Mapped[str | None] = mapped_column(String(100))
     name: Mapped[str] = mapped_column(String(64))
     status: Mapped[str] = mapped_column(String(16), index=True)
     attempt: Mapped[int] = mapped_column(default=0)
@@ -52,7 +55,10 @@ class JobRow(Base):
     retry_of: Mapped[str | None] = mapped_column(String(63))
     attempts_before: Mapped[int] = mapped_column(server_default="0", default=0)
 
-    __table_args__ = (Index("ix_jobs_kind_status", "kind", "status"),)
+    __table_args__ = (
+        Index("ix_jobs_kind_status", "kind", "status"),
+        Index("ix_jobs_project", "project_id", "kind", "created_at", "id"),
+    )
 
 
 class EventRow(Base):
@@ -76,18 +82,73 @@ class SegmentRow(Base):
     name: Mapped[str] = mapped_column(String(128), primary_key=True)
 
 
-class ApiKeyRow(Base):
-    """An API key, as the hash of its 256 random bits: nothing to guess, so a fast hash is enough."""
+class ProjectRow(Base):
+    """A project."""
 
-    __tablename__ = "api_keys"
-    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    __tablename__ = "projects"
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
+class UserRow(Base):
+    """A user, whatever projects they are in."""
+
+    __tablename__ = "users"
+    id: Mapped[str] = mapped_column(String(100), primary_key=True)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class MembershipRow(Base):
+    """What a user may do in a project."""
+
+    __tablename__ = "memberships"
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("users.id"), primary_key=True)
+    role: Mapped[str] = mapped_column(String(16))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class ApiKeyRow(Base):
+    """An API key: of its 256 random bits only a digest, by the method that `scheme` names."""
+
+    __tablename__ = "api_keys"
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    scheme: Mapped[str] = mapped_column(String(16))
+    digest: Mapped[str] = mapped_column(String(64), unique=True)
+    name: Mapped[str] = mapped_column(String(100))
+    user_id: Mapped[str] = mapped_column(ForeignKey("users.id"))
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True)
+    scopes: Mapped[list[str]] = mapped_column(JSON)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    last_used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    replaces: Mapped[str | None] = mapped_column(String(16))
+
+
 class IdempotencyRow(Base):
-    """The job that a create request with this key made."""
+    """What a create request with this key made in this project."""
 
     __tablename__ = "idempotency_keys"
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
     key: Mapped[str] = mapped_column(String(255), primary_key=True)
     body_sha256: Mapped[str] = mapped_column(String(64))
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    kind: Mapped[str] = mapped_column(String(32))
+    made_id: Mapped[str] = mapped_column(String(255))
+
+
+class AuditRow(Base):
+    """A write, or an access that was refused; only ever appended."""
+
+    __tablename__ = "audit"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    time: Mapped[datetime] = mapped_column(UtcDateTime)
+    request_id: Mapped[str] = mapped_column(String(32), index=True)
+    project_id: Mapped[str | None] = mapped_column(String(40), index=True)
+    user_id: Mapped[str | None] = mapped_column(String(100))
+    key_id: Mapped[str | None] = mapped_column(String(16))
+    address: Mapped[str] = mapped_column(String(64))
+    action: Mapped[str] = mapped_column(String(64))
+    target: Mapped[str] = mapped_column(String(512))
+    outcome: Mapped[str] = mapped_column(String(16))
+    code: Mapped[str | None] = mapped_column(String(64))

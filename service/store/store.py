@@ -6,12 +6,16 @@ to do, then does it, and after a crash the reconciler finds the intent here.
 
 from __future__ import annotations
 
+from service.store.accounts import AccountTables
+from service.store.audit import AuditTables
 from service.store.counts import CountTables
 from service.store.events import EventTables
 from service.store.heads import HeadTables
-from service.store.keys import KeyTables
 from service.store.lifecycle import LifecycleTables
 
 
-class Store(EventTables, HeadTables, LifecycleTables, CountTables, KeyTables):
-    """Jobs and sweeps, their events, and API keys."""
+class Store(EventTables, HeadTables, CountTables, LifecycleTables, AccountTables, AuditTables):
+    """Jobs and sweeps, their events; projects, users, API keys, and the record of what they did.
+
+    Made with a database it sees all, as the service itself does; `store.of(principal)` sees one project.
+    """

@@ -19,7 +19,7 @@ from service.spec.job import JobSpec
 from service.spec.sweep import SweepSpec
 from service.spec.sweep_results import Agreement, Candidate, Estimate, StageResult, SweepResults, Trial
 from service.store.engine import migrate, open_engine
-from service.store.keys import new_api_key
+from service.store.key_text import new_api_key
 from service.store.store import Store
 from tests.service.recording_backend import RecordingBackend
 
@@ -28,7 +28,7 @@ from tests.service.recording_backend import RecordingBackend
 def store(tmp_path: Path) -> Store:
     engine = open_engine(f"sqlite:///{tmp_path / 'test.db'}")
     migrate(engine)
-    return Store(engine)
+    return Store(engine, b"0" * 32)
 
 
 @pytest.fixture

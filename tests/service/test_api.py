@@ -18,6 +18,7 @@ from service.errors import (
     ConflictError,
     InvalidSettingsError,
     InvalidSpecError,
+    NotAuthenticatedError,
     NotFoundError,
     SourceNotFoundError,
 )
@@ -137,13 +138,22 @@ def test_events_metrics_logs_and_report_of_a_run(
     done = client.jobs.get(job.id)
     assert (done.status, done.progress.stage, done.progress.step, done.progress.loss) == ("succeeded", "train", 2, 2.5)
     assert done.finished_at is not None
-    assert [event.sequence for event in client.jobs.events(job.id).data] == [1, 2, 3, 4, 5]
-    assert [event.sequence for event in client.jobs.events(job.id, after=4).data] == [5]
+    events = client.jobs.events(job.id).data
+    assert [event.sequence for event in events] == list(range(1, 10)), "numbered through"
+    changes = [(event.data["old"], event.data["new"]) for event in events if event.type == "job.status"]
+    assert changes == [
+        (None, "queued"),
+        ("queued", "submitting"),
+        ("submitting", "running"),
+        ("running", "succeeded"),
+    ]
+    assert [event.sequence for event in client.jobs.events(job.id, after=8).data] == [9]
     metrics = client.jobs.metrics(job.id)
     assert [(item.step, item.data["loss"]) for item in metrics] == [(1, 3.0), (2, 2.5)], "a step's last word counts"
     assert client.jobs.logs(job.id, tail=1) == f"logs of {job.id}-a1\n"
     assert client.jobs.report(job.id) == {"outcome": "succeeded"}
-    assert [event.type for event in client.jobs.stream_events(job.id, after=1)] == [*["train.step"] * 3, "job.finished"]
+    told = [event.type for event in client.jobs.stream_events(job.id, after=4)]
+    assert told == [*["train.step"] * 3, "job.finished", "job.status"]
     with pytest.raises(ConflictError, match="already succeeded"):
         client.jobs.cancel(job.id)
 
@@ -160,8 +170,10 @@ def test_the_first_key_is_made_once_kept_for_its_owner_and_stored_as_a_hash(tmp_
     key = ensure_first_key(settings)
     assert key is not None
     assert ensure_first_key(settings) is None
-    assert open_store(settings).knows_key(key)
-    assert not open_store(settings).knows_key(key + "x")
+    store = open_store(settings)
+    assert store.authenticate(key).role == "admin"
+    with pytest.raises(NotAuthenticatedError):
+        store.authenticate(key[:-1])
     assert settings.api_key_path.read_text() == key
     assert settings.api_key_path.stat().st_mode & 0o077 == 0
     assert key.encode() not in b"".join(path.read_bytes() for path in settings.data_dir.glob("sleddog.db*"))

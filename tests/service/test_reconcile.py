@@ -78,6 +78,35 @@ def test_a_lost_attempt_is_followed_by_another_and_then_given_up(
     assert "killed" in failed.error.message
 
 
+def test_the_history_tells_every_change_of_state_and_why(
+    store: Store, reconciler: Reconciler, backend: RecordingBackend, job: Job
+) -> None:
+    look(reconciler, 2)
+    del backend.states[f"{job.id}-a1"]
+    look(reconciler, 2)
+    store.request_cancel(Job, job.id)
+    backend.states[f"{job.id}-a2"] = ("stopped", "")
+    look(reconciler)
+    told = [event for event in store.list_events(Job, job.id)[0] if event.type == "job.status"]
+    assert [(event.data["new"], event.attempt, event.data["reason"]) for event in told] == [
+        ("queued", 1, ""),
+        ("submitting", 1, "its turn has come"),
+        ("running", 1, "the cluster has taken it"),
+        ("submitting", 2, "Ray no longer knows the driver"),
+        ("running", 2, "the cluster has taken it"),
+        ("cancelling", 2, "asked to"),
+        ("cancelled", 2, "its driver has ended"),
+    ]
+    assert [event.data["old"] for event in told[1:]] == [event.data["new"] for event in told[:-1]]
+
+
+def test_a_change_that_came_too_late_leaves_no_event(store: Store, job: Job) -> None:
+    assert store.change_status(job, "submitting", attempt=1)
+    assert not store.change_status(job, "cancelled"), "it no longer stands as it was seen"
+    told = [event.data["new"] for event in store.list_events(Job, job.id)[0]]
+    assert told == ["queued", "submitting"]
+
+
 def test_a_driver_that_says_why_it_failed_is_believed_and_not_repeated(
     store: Store, reconciler: Reconciler, backend: RecordingBackend, job: Job
 ) -> None:
@@ -154,7 +183,8 @@ def test_a_segment_that_cannot_be_read_stops_neither_events_nor_a_cancel(
     events = Path(job.run_url) / "events"
     (events / "00000000000000000000-a9-future-00000000.jsonl").write_text('{"type": "from.the.future"}\n')
     look(reconciler)
-    assert [event.type for event in store.list_events(Job, job.id)[0]] == ["stage.started"]
+    told = [event.type for event in store.list_events(Job, job.id)[0]]
+    assert [name for name in told if name != "job.status"] == ["stage.started"]
     assert len(store.ingested_segments(job.id)) == 2, "it is passed over once and for all"
     shutil.rmtree(events)
     events.write_text("no directory")
@@ -259,5 +289,6 @@ def test_two_replicas_racing_submit_once_and_ingest_once(store: Store, backend: 
     assert backend.stopped == []
     assert store.get(Job, job.id).attempt == 1
     stored, _ = store.list_events(Job, job.id)
-    assert [event.data["step"] for event in stored] == list(range(1, 51))
-    assert [event.sequence for event in stored] == list(range(1, 51))
+    assert [event.data["step"] for event in stored if event.type == "train.step"] == list(range(1, 51))
+    assert [event.data["new"] for event in stored if event.type == "job.status"] == ["queued", "submitting", "running"]
+    assert [event.sequence for event in stored] == list(range(1, 54))

@@ -73,13 +73,14 @@ def test_events_come_as_they_happen_and_the_stream_ends_with_the_job(
     client: Client, store: Store, job: Job, end: Callable[[Job], None]
 ) -> None:
     happen(store, job, 1, 2)
-    acts = {2: lambda: happen(store, job, 3), 3: lambda: end(job)}
+    acts = {5: lambda: happen(store, job, 3), 6: lambda: end(job)}
     seen = []
     for event in client.jobs.get(job.id).stream_events():
         seen.append((event.sequence, event.type))
         acts.get(event.sequence, lambda: None)()  # the next comes only if this one did not wait for it
-    assert seen == [(1, "train.step"), (2, "train.step"), (3, "train.step"), (4, "job.finished")]
-    assert [event.sequence for event in client.jobs.stream_events(job.id, after=3)] == [4]
+    types = [*["job.status"] * 3, *["train.step"] * 3, "job.finished", "job.status"]
+    assert seen == list(enumerate(types, 1))
+    assert [event.sequence for event in client.jobs.stream_events(job.id, after=6)] == [7, 8]
 
 
 def test_a_follower_whose_connection_breaks_goes_on_where_it_broke_off(
@@ -114,7 +115,7 @@ def test_a_follower_whose_connection_breaks_goes_on_where_it_broke_off(
         def close(self) -> None:
             self.response.close()
 
-    happen(store, job, *range(1, 10))
+    happen(store, job, *range(1, 6))
     end(job)
     with Client(url, key, transport=Breaking()) as client:
         assert [event.sequence for event in client.jobs.stream_events(job.id)] == list(range(1, 11))
@@ -136,13 +137,13 @@ def test_a_browser_that_has_seen_all_is_told_not_to_come_back(
     happen(store, job, 1)
     end(job)
     path = f"/v1/jobs/{job.id}/events:stream"
-    answer = http.get(path, headers={"Last-Event-ID": "1"})
+    answer = http.get(path, headers={"Last-Event-ID": "4"})
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert answer.headers["cache-control"] == "no-store"
     assert [line for line in answer.text.splitlines() if line.startswith(("id", "event"))] == [
-        "event: job.finished", "id: 2", "event: end"
+        "event: job.finished", "id: 5", "event: job.status", "id: 6", "event: end"
     ]  # fmt: skip
-    assert http.get(path, headers={"Last-Event-ID": "2"}).status_code == 204
+    assert http.get(path, headers={"Last-Event-ID": "6"}).status_code == 204
     assert http.get(path, headers={"Last-Event-ID": "x"}).status_code == 422
 
 
@@ -153,7 +154,8 @@ def test_only_what_there_is_can_be_followed(client: Client, job: Job, sweep_spec
         list(client.jobs.stream_logs("job-0"))
     sweep = client.sweeps.create(sweep_spec)
     sweep.cancel()
-    assert list(sweep.stream_events()) == [], "cancelled before it began, it had nothing to tell"
+    told = [event.data["new"] for event in sweep.stream_events()]
+    assert told == ["queued", "cancelled"], "cancelled before it began, it had nothing to tell"
 
 
 def test_a_watcher_is_told_whenever_the_job_stands_otherwise(
@@ -223,21 +225,21 @@ def test_a_late_follower_gets_all_that_it_missed_in_order(store: Store, job: Job
     async def read() -> list[int]:
         feed = EventFeed(store, poll_interval_s=0.05)
         numbers: list[int] = []
-        async for message in feed.follow(job.id, after=3, included=["events"]):
+        async for message in feed.follow(job.id, after=6, included=["events"]):
             numbers += [int(line[4:]) for line in message.decode().splitlines() if line.startswith("id: ")]
-            if numbers[-1] == 1100:
+            if numbers[-1] == 1103:
                 await asyncio.to_thread(happen, store, job, *range(1101, 2201))
-            if numbers[-1] == 2200:
+            if numbers[-1] == 2203:
                 return numbers
         raise AssertionError("the stream ended early")
 
-    assert asyncio.run(read()) == list(range(4, 2201))
+    assert asyncio.run(read()) == list(range(7, 2204))
 
 
 def test_silence_is_broken_by_heartbeats(store: Store, job: Job) -> None:
     async def read() -> list[bytes]:
         feed = EventFeed(store, poll_interval_s=0.05, heartbeat_s=0.1)
-        stream = feed.follow(job.id, after=0, included=["events"])
+        stream = feed.follow(job.id, after=3, included=["events"])
         return [await anext(stream) for _ in range(3)]
 
     assert {message.strip(b"\n ") for message in asyncio.run(read())} == {b":"}
@@ -271,7 +273,7 @@ def test_followers_do_not_keep_the_service_from_stopping(parts: ControlPlane, ke
         thread.start()
         with Client(f"http://127.0.0.1:{listener.getsockname()[1]}", key) as client:
             with (
-                client.open_stream(calls.JOBS.stream_events(job.id, 0, "events"), 20.0) as events,
+                client.open_stream(calls.JOBS.stream_events(job.id, 3, "events"), 20.0) as events,
                 client.open_stream(calls.JOBS.stream_logs(job.id, None), 20.0) as logs,
             ):
                 server.should_exit = True
@@ -345,9 +347,9 @@ def test_the_command_line_follows(url: str, key: str, store: Store, job: Job, en
     assert "train.step" in runner.invoke(app, ["events", job.id, *access]).output
     timer = threading.Timer(0.5, end, [job])
     timer.start()
-    followed = runner.invoke(app, ["events", job.id, "--follow", "--json", "--after", "1", *access])
+    followed = runner.invoke(app, ["events", job.id, "--follow", "--json", "--after", "4", *access])
     timer.join()
-    assert [json.loads(line)["sequence"] for line in followed.output.splitlines()] == [2, 3]
+    assert [json.loads(line)["sequence"] for line in followed.output.splitlines()] == [5, 6, 7]
     watched = runner.invoke(app, ["watch", job.id, "--json", *access])
     assert [json.loads(line)["status"] for line in watched.output.splitlines()] == ["succeeded"]
     assert runner.invoke(app, ["logs", "-f", "--tail", "1", job.id, *access]).output == f"logs of {job.id}-a1\n"

@@ -22,7 +22,7 @@ from service.client.client import Client
 from service.settings import DRIVER_MODULES, Settings
 from service.spec.job import JobSpec
 from service.spec.resources import JobEvent
-from service.store.keys import new_api_key
+from service.store.key_text import new_api_key
 
 
 @pytest.fixture(scope="session")

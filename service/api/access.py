@@ -1,0 +1,80 @@
+"""Who is asking, and whether they may: `Viewer` to look, `Member` to change, `Admin` to give others access.
+
+A route names one of them as a parameter, and looks only at `parts.store.of(who)`, which holds what the key's project
+holds. A role is the user's in that project; a key's scopes may narrow it, and never widen it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from service.api.dependencies import Parts
+from service.errors import NotAuthenticatedError, NotAuthorizedError
+from service.spec.access import Role, Scope
+from service.store.principal import Origin, Principal
+
+_ROLES: tuple[Role, ...] = ("viewer", "member", "admin")
+_SCOPE_OF: dict[Role, Scope] = {"viewer": "read", "member": "write", "admin": "admin"}
+
+_bearer = HTTPBearer(auto_error=False, description="An API key, such as the one that the first start printed.")
+Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+
+
+def origin_of(request: Request) -> Origin:
+    """What is recorded of a request."""
+    route = request.scope.get("route")
+    return Origin(
+        request_id=request.state.request_id,
+        address=request.client.host if request.client else "",
+        action=getattr(route, "name", request.method.lower()),
+        target=request.url.path,
+    )
+
+
+class RequireRole:
+    """Lets in whoever has a role, with a key that has its scope.
+
+    Args:
+        role: the least one.
+    """
+
+    def __init__(self, role: Role) -> None:
+        self._role = role
+
+    def __call__(self, request: Request, parts: Parts, credentials: Credentials) -> Principal:
+        """Who is asking.
+
+        Raises:
+            NotAuthenticatedError: no key, or one that does not work.
+            NotAuthorizedError: the user's role or the key's scopes do not suffice.
+        """
+        request.state.is_write = self._role != "viewer"
+        if credentials is None:
+            raise NotAuthenticatedError("send your API key as 'Authorization: Bearer …'")
+        principal = parts.store.authenticate(credentials.credentials, origin_of(request))
+        request.state.principal = principal
+        require_role(principal, self._role)
+        return principal
+
+
+def require_role(principal: Principal, role: Role) -> None:
+    """Refuse who has not this role, with its scope.
+
+    Raises:
+        NotAuthorizedError: says what is missing.
+    """
+    if _ROLES.index(principal.role) < _ROLES.index(role):
+        raise NotAuthorizedError(
+            f"this needs the role {role} in project {principal.project}; yours is {principal.role}"
+        )
+    if _SCOPE_OF[role] not in principal.scopes:
+        has = ", ".join(sorted(principal.scopes))
+        raise NotAuthorizedError(f"this needs a key with the scope {_SCOPE_OF[role]}; yours has {has}")
+
+
+Viewer = Annotated[Principal, Depends(RequireRole("viewer"))]
+Member = Annotated[Principal, Depends(RequireRole("member"))]
+Admin = Annotated[Principal, Depends(RequireRole("admin"))]

@@ -1,0 +1,40 @@
+"""Appending to a run's history."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import JsonValue
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from service.spec.event import Event
+from service.spec.resources import JobStatus
+from service.store.models import EventRow
+
+
+def append_events(session: Session, run_id: str, events: Sequence[Event]) -> None:
+    """Add events behind a run's last one.
+
+    The transaction must hold the lock on the run's row, so that two of them do not take the same number: it has changed
+    the row, or has read it to change it.
+    """
+    session.flush()
+    last = session.scalar(select(func.max(EventRow.sequence)).where(EventRow.job_id == run_id)) or 0
+    for sequence, event in enumerate(events, last + 1):
+        step = event.data.get("step") if event.type == "train.step" else None
+        document = event.model_dump(mode="json")
+        session.add(EventRow(job_id=run_id, sequence=sequence, type=event.type, step=step, event=document))
+
+
+def status_event(old: JobStatus | None, new: JobStatus, attempt: int, reason: str = "") -> Event:
+    """That a run's state has changed.
+
+    Args:
+        old: the state before; None when it was created.
+        new: the state from now on.
+        attempt: the current one; 0 before the first.
+        reason: why, in words; may be empty.
+    """
+    data: dict[str, JsonValue] = {"old": old, "new": new, "reason": reason}
+    return Event(type="job.status", attempt=max(attempt, 1), data=data)

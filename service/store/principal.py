@@ -1,0 +1,45 @@
+"""Who does something with the store, and by which request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from service.spec.access import Role, Scope
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The request behind a change.
+
+    Attributes:
+        request_id: its id.
+        address: where it came from.
+        action: name of the operation, such as `cancel_job`.
+        target: its path.
+    """
+
+    request_id: str = ""
+    address: str = ""
+    action: str = ""
+    target: str = ""
+
+
+@dataclass(frozen=True)
+class Principal:
+    """The user behind a valid key.
+
+    Attributes:
+        key_id: of the key.
+        user: its owner.
+        project: the one project that it opens.
+        role: of the user there.
+        scopes: of the key.
+        origin: the request.
+    """
+
+    key_id: str
+    user: str
+    project: str
+    role: Role
+    scopes: frozenset[Scope]
+    origin: Origin = field(default_factory=Origin, compare=False)
