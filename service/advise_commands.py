@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from service.client.client import DEFAULT_URL
 from service.client.freeze_advice import MODES, STEPS_NOT_TIMED, advise_freeze
 from service.client.freeze_view import print_advice
 from service.client.progress_view import ProgressView
@@ -43,7 +42,7 @@ def freeze(
         str, typer.Option(help="Modes beside full tuning, which is always run; with commas between them.")
     ] = ",".join(MODES[1:]),
     as_json: AsJson = False,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     api_key: Key = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Annotated
 import typer
 
 from service.advise_commands import advise_app
-from service.client.client import DEFAULT_URL
 from service.client.plan_view import print_plan
 from service.client.progress_view import describe_progress
 from service.client.report_view import print_report
@@ -62,8 +62,13 @@ def main(
     _version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    profile: Annotated[
+        str | None, typer.Option(envvar="SLEDDOG_PROFILE", help="A service of ~/.config/sleddog/config.toml.")
+    ] = None,
 ) -> None:
     """Fine-tune Mixture-of-Experts language models on a Ray cluster."""
+    if profile is not None:
+        os.environ["SLEDDOG_PROFILE"] = profile  # for the client that the command makes
 
 
 @app.command()
@@ -131,7 +136,7 @@ def validate(
     remote: Annotated[
         bool, typer.Option("--remote", help="Ask the service, which also looks for the files; and print its answer.")
     ] = False,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     api_key: Key = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
@@ -181,7 +186,7 @@ def submit(
     spec_file: SpecFile,
     watch_it: Annotated[bool, typer.Option("--watch", help="Follow it to its end.")] = False,
     as_json: AsJson = False,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     api_key: Key = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
@@ -199,7 +204,7 @@ def submit(
 def jobs(
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Newest jobs to show.")] = 20,
     as_json: AsJson = False,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     api_key: Key = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
@@ -211,7 +216,7 @@ def jobs(
 
 @app.command()
 @clean_errors
-def cancel(job_id: JobId, url: Url = DEFAULT_URL, api_key: Key = None, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+def cancel(job_id: JobId, url: Url = None, api_key: Key = None, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
     """Cancel a job."""
     with connected(url, api_key, data_dir) as client:
         out.print(client.jobs.cancel(job_id).status)
@@ -222,7 +227,7 @@ def cancel(job_id: JobId, url: Url = DEFAULT_URL, api_key: Key = None, data_dir:
 def report(
     job_id: JobId,
     as_json: AsJson = False,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     api_key: Key = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from types import FrameType
@@ -18,13 +18,17 @@ from rich.table import Table
 from rich.text import Text
 
 from service.client.client import Client, is_loopback
+from service.client.profile import find_connection
 from service.errors import SleddogError
 from service.settings import Settings
 from service.spec.resources import Page
 
 out, err = Console(), Console(stderr=True)
 
-Url = Annotated[str, typer.Option(envvar="SLEDDOG_URL", help="The service's address.")]
+Url = Annotated[
+    str | None,
+    typer.Option(envvar="SLEDDOG_URL", help="The service's address; by default the profile's, or this machine."),
+]
 Key = Annotated[
     str | None, typer.Option(envvar="SLEDDOG_API_KEY", help="By default the key that lies in the data directory.")
 ]
@@ -85,12 +89,13 @@ def print_line(model: Any) -> None:
 
 
 @contextmanager
-def connected(url: str, api_key: str | None, data_dir: Path) -> Iterator[Client]:
+def connected(url: str | None, api_key: str | None, data_dir: Path) -> Iterator[Client]:
     """A client; the key in the data directory is this machine's service's, and is shown to no other."""
+    connection = find_connection(url, api_key)
     key_path = Settings(data_dir).api_key_path
-    if api_key is None and "SLEDDOG_API_KEY_FILE" not in os.environ and is_loopback(url) and key_path.exists():
-        api_key = key_path.read_text()
-    with Client(url, api_key) as client:
+    if connection.api_key is None and is_loopback(connection.url) and key_path.exists():
+        connection = replace(connection, api_key=key_path.read_text())
+    with Client(connection.url, connection.api_key) as client:
         yield client
 
 

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from service.client.client import DEFAULT_URL, Client
+from service.client.client import Client
 from service.client.progress_view import ProgressView
 from service.client.report_view import sparkline
 from service.client.runs import require_success
@@ -56,7 +56,7 @@ def follow(client: Client, job_id: str, console: Console, *, as_json: bool = Fal
 def watch(
     job_id: JobId,
     as_json: Annotated[bool, typer.Option("--json", help="Print each state as a line of JSON.")] = False,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     api_key: Key = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
@@ -72,7 +72,7 @@ def events(
     follow_it: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
     after: Annotated[int, typer.Option(min=0, help="Sequence of the last event already seen.")] = 0,
     as_json: AsJson = False,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     api_key: Key = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
@@ -89,7 +89,7 @@ def logs(
     job_id: JobId,
     tail: Annotated[int | None, typer.Option(min=1, help="Only the last lines.")] = None,
     follow_it: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     api_key: Key = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
@@ -112,7 +112,7 @@ def metrics(
     to_step: Annotated[int | None, typer.Option(min=0, help="Last step.")] = None,
     max_points: Annotated[int, typer.Option(min=2, max=10_000, help="Of each curve.")] = 500,
     as_json: AsJson = False,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     api_key: Key = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:

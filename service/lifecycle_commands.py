@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from service.client.client import DEFAULT_URL
 from service.command_line import (
     DEFAULT_DATA_DIR,
     AsJson,
@@ -32,7 +31,7 @@ def retry(
     job_id: JobId,
     watch_it: Watch = False,
     as_json: AsJson = False,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     api_key: Key = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
@@ -50,7 +49,7 @@ def resume(
     job_id: JobId,
     watch_it: Watch = False,
     as_json: AsJson = False,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     api_key: Key = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
@@ -67,7 +66,7 @@ def resume(
 def delete(
     job_id: JobId,
     purge: Annotated[bool, typer.Option("--purge", help="Also delete its checkpoints, export and reports.")] = False,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     api_key: Key = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:

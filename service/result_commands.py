@@ -12,7 +12,6 @@ from pydantic import BaseModel
 from rich.table import Table
 from rich.text import Text
 
-from service.client.client import DEFAULT_URL
 from service.command_line import (
     DEFAULT_DATA_DIR,
     AsJson,
@@ -42,7 +41,7 @@ def print_list(models: Sequence[BaseModel]) -> None:
 def checkpoints(
     job_id: JobId,
     as_json: AsJson = False,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     api_key: Key = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
@@ -64,7 +63,7 @@ def checkpoints(
 def evaluations(
     job_id: JobId,
     as_json: AsJson = False,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     api_key: Key = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
@@ -92,7 +91,7 @@ def evaluations(
 def artifacts(
     job_id: JobId,
     as_json: AsJson = False,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     api_key: Key = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
@@ -114,7 +113,7 @@ def download(
     job_id: JobId,
     path: Annotated[str, typer.Argument(help="A file, or a folder of them, as `sleddog artifacts` lists it.")] = "",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path(),
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     api_key: Key = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
@@ -135,7 +134,7 @@ def diff(
     left: JobId,
     right: Annotated[str, typer.Argument(help="The other job.")],
     as_json: AsJson = False,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     api_key: Key = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
@@ -150,7 +149,7 @@ def diff(
 def reproduce(
     job_id: JobId,
     submit_it: Annotated[bool, typer.Option("--submit", help="Post the job, and print its id instead.")] = False,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     api_key: Key = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
@@ -168,7 +167,7 @@ def reproduce(
 @result_app.command()
 @clean_errors
 def presets(
-    as_json: AsJson = False, url: Url = DEFAULT_URL, api_key: Key = None, data_dir: DataDir = DEFAULT_DATA_DIR
+    as_json: AsJson = False, url: Url = None, api_key: Key = None, data_dir: DataDir = DEFAULT_DATA_DIR
 ) -> None:
     """List the architectures that a job can start from by name."""
     with connected(url, api_key, data_dir) as client:

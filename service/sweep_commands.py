@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from service.client.client import DEFAULT_URL, Client
+from service.client.client import Client
 from service.client.progress_view import ProgressView
 from service.client.report_view import print_report
 from service.client.spec_file import load_sweep
@@ -79,7 +79,7 @@ def submit(
     spec_file: SweepFile,
     watch: Annotated[bool, typer.Option("--watch", help="Follow it to its end; Ctrl-C stops looking, not it.")] = False,
     as_json: AsJson = False,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     api_key: Key = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
@@ -97,7 +97,7 @@ def submit(
 def list_sweeps(
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Newest sweeps to show.")] = 20,
     as_json: AsJson = False,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     api_key: Key = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
@@ -112,7 +112,7 @@ def list_sweeps(
 def show(
     sweep_id: SweepId,
     as_json: AsJson = False,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     api_key: Key = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
@@ -123,9 +123,7 @@ def show(
 
 @sweep_app.command()
 @clean_errors
-def cancel(
-    sweep_id: SweepId, url: Url = DEFAULT_URL, api_key: Key = None, data_dir: DataDir = DEFAULT_DATA_DIR
-) -> None:
+def cancel(sweep_id: SweepId, url: Url = None, api_key: Key = None, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
     """Cancel a sweep; finished trials stay."""
     with connected(url, api_key, data_dir) as client:
         out.print(client.sweeps.cancel(sweep_id).status)
@@ -138,7 +136,7 @@ def beams(
     stage: StageName = None,
     all_candidates: Annotated[bool, typer.Option("--all", help="Every candidate, not only beams.")] = False,
     as_json: AsJson = False,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     api_key: Key = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
@@ -162,7 +160,7 @@ def trials(
     candidate: Annotated[str | None, typer.Option(help="Only this candidate's.")] = None,
     status: Annotated[TrialStatus | None, typer.Option(help="Only those that stand so.")] = None,
     as_json: AsJson = False,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     api_key: Key = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
@@ -187,7 +185,7 @@ def promote(
     sweep_id: SweepId,
     candidate: Annotated[str | None, typer.Argument(help="By default the best one.")] = None,
     submit_it: Annotated[bool, typer.Option("--submit", help="Post the job, and print its id instead.")] = False,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     api_key: Key = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:

@@ -8,6 +8,8 @@ import random
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, Generic, Literal, TypeVar
 from urllib.parse import quote
 
@@ -50,6 +52,8 @@ Included = Literal["events", "snapshots"]
 MAX_RETRIES = 4
 _RETRIED_STATUSES = {408, 429, 500, 502, 503, 504}
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.2, 5.0
+LONGEST_WISH_S = 60.0
+"""A service that wants a longer pause is not waited for: its answer is the caller's to see."""
 
 _ERRORS: dict[str, type[SleddogError]] = {
     error.code: error
@@ -99,6 +103,18 @@ def retry_delay_s(retry: int) -> float:
 def is_retried(response: httpx.Response) -> bool:
     """Whether repeating the request may help."""
     return response.status_code in _RETRIED_STATUSES
+
+
+def retry_after_s(response: httpx.Response) -> float:
+    """Seconds that the service wants the client to wait, by `Retry-After`; 0 where it does not say."""
+    wish = response.headers.get("retry-after", "")
+    if wish.isdecimal():
+        return float(wish)
+    try:
+        moment = parsedate_to_datetime(wish)
+    except ValueError:
+        return 0.0
+    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
 
 
 def unreachable(url: httpx.URL, error: httpx.HTTPError) -> ServiceUnreachableError:

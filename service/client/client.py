@@ -10,11 +10,9 @@ Requests are repeated when the service is busy or away for a moment; every one o
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import httpx
@@ -22,6 +20,7 @@ import httpx
 from service.client import calls
 from service.client.calls import Call
 from service.client.jobs import AsyncJobs, Jobs
+from service.client.profile import find_connection
 from service.client.sweeps import AsyncSweeps, Sweeps
 from service.errors import InvalidSettingsError, NotAuthenticatedError
 from service.spec.outcomes import Preset
@@ -29,29 +28,22 @@ from service.spec.resources import Health
 
 Answer = TypeVar("Answer")
 
-DEFAULT_URL = "http://127.0.0.1:8700"
 
-
-def _options(url: str | None, api_key: str | None, timeout_s: float) -> dict[str, Any]:
-    key = api_key or os.environ.get("SLEDDOG_API_KEY") or _key_from_file()
-    if key is None:
+def _options(url: str | None, api_key: str | None, profile: str | None, timeout_s: float) -> dict[str, Any]:
+    connection = find_connection(url, api_key, profile)
+    if connection.api_key is None:
         raise NotAuthenticatedError(
-            "no API key: give one, set SLEDDOG_API_KEY or SLEDDOG_API_KEY_FILE, or be where `sleddog serve` was started"
+            "no API key: give one, set SLEDDOG_API_KEY or SLEDDOG_API_KEY_FILE, name a profile with one, or be where"
+            " `sleddog serve` was started"
         )
-    if not key.strip().isascii():
+    if not connection.api_key.strip().isascii():
         raise InvalidSettingsError("this is no API key: it holds characters beyond ASCII")
-    url = url or os.environ.get("SLEDDOG_URL") or DEFAULT_URL
     return {
-        "base_url": url,
-        "headers": {"Authorization": f"Bearer {key.strip()}"},
+        "base_url": connection.url,
+        "headers": {"Authorization": f"Bearer {connection.api_key.strip()}"},
         "timeout": timeout_s,
-        "trust_env": not is_loopback(url),
+        "trust_env": not is_loopback(connection.url),
     }
-
-
-def _key_from_file() -> str | None:
-    path = os.environ.get("SLEDDOG_API_KEY_FILE")
-    return Path(path).read_text() if path else None
 
 
 def is_loopback(url: str) -> bool:
@@ -71,8 +63,9 @@ class Client:
     """A blocking client.
 
     Args:
-        url: of the service; by default `SLEDDOG_URL`, else this machine.
-        api_key: by default `SLEDDOG_API_KEY`, else the content of the file `SLEDDOG_API_KEY_FILE`.
+        url: of the service; by default `SLEDDOG_URL`, else the profile's, else this machine.
+        api_key: by default `SLEDDOG_API_KEY`, else the content of the file `SLEDDOG_API_KEY_FILE`, else the profile's.
+        profile: of the config file (`service.client.profile`); by default `SLEDDOG_PROFILE`.
         timeout_s: of each request.
         transport: another way to send requests, such as a test's.
     """
@@ -82,10 +75,11 @@ class Client:
         url: str | None = None,
         api_key: str | None = None,
         *,
+        profile: str | None = None,
         timeout_s: float = 30.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._http = httpx.Client(**_options(url, api_key, timeout_s), transport=transport)
+        self._http = httpx.Client(**_options(url, api_key, profile, timeout_s), transport=transport)
         self.jobs = Jobs(self)
         self.sweeps = Sweeps(self)
 
@@ -105,15 +99,17 @@ class Client:
         """
         for retry in range(calls.MAX_RETRIES + 1):
             is_last = retry == calls.MAX_RETRIES
+            wished_s = 0.0
             try:
                 response = self._http.send(call.request(self._http))
             except httpx.TransportError as error:
                 if is_last:
                     raise calls.unreachable(self._http.base_url, error) from error
             else:
-                if is_last or not calls.is_retried(response):
+                wished_s = calls.retry_after_s(response)
+                if is_last or not calls.is_retried(response) or wished_s > calls.LONGEST_WISH_S:
                     return calls.read_answer(call, response)
-            time.sleep(calls.retry_delay_s(retry))
+            time.sleep(max(wished_s, calls.retry_delay_s(retry)))
         raise AssertionError("the last try returns or raises")
 
     @contextmanager
@@ -158,10 +154,11 @@ class AsyncClient:
         url: str | None = None,
         api_key: str | None = None,
         *,
+        profile: str | None = None,
         timeout_s: float = 30.0,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._http = httpx.AsyncClient(**_options(url, api_key, timeout_s), transport=transport)
+        self._http = httpx.AsyncClient(**_options(url, api_key, profile, timeout_s), transport=transport)
         self.jobs = AsyncJobs(self)
         self.sweeps = AsyncSweeps(self)
 
@@ -177,15 +174,17 @@ class AsyncClient:
         """As `Client.send`."""
         for retry in range(calls.MAX_RETRIES + 1):
             is_last = retry == calls.MAX_RETRIES
+            wished_s = 0.0
             try:
                 response = await self._http.send(call.request(self._http))
             except httpx.TransportError as error:
                 if is_last:
                     raise calls.unreachable(self._http.base_url, error) from error
             else:
-                if is_last or not calls.is_retried(response):
+                wished_s = calls.retry_after_s(response)
+                if is_last or not calls.is_retried(response) or wished_s > calls.LONGEST_WISH_S:
                     return calls.read_answer(call, response)
-            await asyncio.sleep(calls.retry_delay_s(retry))
+            await asyncio.sleep(max(wished_s, calls.retry_delay_s(retry)))
         raise AssertionError("the last try returns or raises")
 
     @asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing
@@ -82,6 +83,16 @@ class Runs(Generic[AnyRun]):
     ) -> Page[AnyRun]:
         """One page, newest first."""
         return self._client.send(self._calls.list(statuses, after, limit))
+
+    def list_all(self, *, statuses: builtins.list[JobStatus] | None = None) -> Iterator[AnyRun]:
+        """All of them, newest first, asked for page by page."""
+        after: str | None = None
+        while True:
+            page = self.list(statuses=statuses, after=after, limit=PAGE)
+            yield from page.data
+            if not page.has_more:
+                return
+            after = page.data[-1].id
 
     def cancel(self, run_id: str) -> AnyRun:
         """Cancel it."""
@@ -249,6 +260,17 @@ class AsyncRuns(Generic[AnyRun]):
     ) -> Page[AnyRun]:
         """As `Runs.list`."""
         return await self._client.send(self._calls.list(statuses, after, limit))
+
+    async def list_all(self, *, statuses: builtins.list[JobStatus] | None = None) -> AsyncIterator[AnyRun]:
+        """As `Runs.list_all`."""
+        after: str | None = None
+        while True:
+            page = await self.list(statuses=statuses, after=after, limit=PAGE)
+            for run in page.data:
+                yield run
+            if not page.has_more:
+                return
+            after = page.data[-1].id
 
     async def cancel(self, run_id: str) -> AnyRun:
         """As `Runs.cancel`."""

@@ -82,8 +82,9 @@ def client(url: str, key: str) -> Iterator[Client]:
 def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No key of this machine's, no address of this environment's."""
     monkeypatch.chdir(tmp_path)
-    for name in ("SLEDDOG_URL", "SLEDDOG_API_KEY", "SLEDDOG_API_KEY_FILE", "SLEDDOG_DATA_DIR"):
+    for name in ("SLEDDOG_URL", "SLEDDOG_API_KEY", "SLEDDOG_API_KEY_FILE", "SLEDDOG_DATA_DIR", "SLEDDOG_PROFILE"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("COLUMNS", "200")
 
 
