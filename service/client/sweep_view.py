@@ -102,7 +102,7 @@ def remaining_s(progress: SweepProgress, results: SweepResults) -> float | None:
 def print_sweep(results: SweepResults, console: Console, run_url: str) -> None:
     """Print what a sweep found: a table a stage, whether stages agree, the verdict."""
     parts: list[RenderableType] = [leaderboard_table(results, stage) for stage in results.stages]
-    parts += [Text.assemble(("\nLegend  ", "bold"), _legend(results))] if _categories(results) else []
+    parts.append(Text(f"\n{_legend(results)}", "dim"))
     parts += [_agreement(agreement) for agreement in results.agreements]
     if results.verdict:
         parts.append(Text("\nVerdict", style="bold"))
@@ -118,7 +118,7 @@ def print_sweep(results: SweepResults, console: Console, run_url: str) -> None:
 
 
 def leaderboard_table(results: SweepResults, stage: StageResult, *, only_beams: bool = False) -> Table:
-    """A stage's candidates, the best first."""
+    """A stage's candidates, the best first, in what 80 columns hold; the report has every figure's noise."""
     candidates = leaderboard(results, stage.name, only_beams=only_beams)
     metrics = sorted({name for candidate in candidates for name in candidate.gains})
     notes = [f"{stage.num_trials} trials"]
@@ -126,26 +126,68 @@ def leaderboard_table(results: SweepResults, stage: StageResult, *, only_beams: 
         notes.append(f"one trial's noise {stage.noise:.2%}")
     if stage.ended_by is not None:
         notes.append(f"ended by {stage.ended_by.replace('_', ' ')}")
-    table = titled_table(f"\nStage {stage.name}: {', '.join(notes)}", "candidate")
-    for column, justify in [("#", "right"), ("mix", "left"), ("score", "right")]:
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    table = titled_table(f"\nStage {stage.name}: {', '.join(notes)}", "")
+    table.padding = (0, 1, 0, 0)
+    table.add_column("#", justify="right")
+    table.add_column("id", no_wrap=True)
+    table.add_column("mix", no_wrap=not any(candidate.fields for candidate in candidates))
+    table.add_column("score", justify="right", no_wrap=True)
     for name in metrics:
-        table.add_column(Text(_short(name)), justify="right")
-    for column in ("cost", "", "from"):
-        table.add_column(column)
+        table.add_column(Text(_short(name).removesuffix(" loss")), justify="right", min_width=len("-10.0"))
+    table.add_column("cost", justify="right", no_wrap=True)
     for candidate in candidates:
         table.add_row(
-            candidate.id,
+            _mark(candidate),
             "-" if candidate.rank is None else str(candidate.rank),
-            mix_text(candidate, _categories(results)),
-            _estimate(candidate.score),
-            *(_estimate(candidate.gains.get(name)) for name in metrics),
+            candidate.id.removeprefix(f"{stage.name}-"),
+            _values(candidate),
+            _score(candidate.score),
+            *(_gain(candidate, name) for name in metrics),
             duration(candidate.worker_seconds),
-            _marks(candidate),
-            candidate.parent or candidate.role,
             style="bold" if candidate.is_beam or candidate.is_promoted else None,
         )
     return table
+
+
+_CLEAR_ERRORS = 2.0
+"""Standard errors beyond which a gain is coloured, as in the verdict."""
+
+
+def _mark(candidate: Candidate) -> Text:
+    if candidate.broken:
+        return Text("✗", "red")
+    return Text("▲" if candidate.is_promoted else "●" if candidate.is_beam else "")
+
+
+def _values(candidate: Candidate) -> str:
+    """Shares in percent, in the order of the categories' names, and what else makes the candidate."""
+    mixture = candidate.mixture
+    parts = ["all" if mixture is None else "/".join(f"{100 * share:.0f}" for _, share in sorted(mixture.items()))]
+    return " ".join([*parts, *_further(candidate)])
+
+
+def _further(candidate: Candidate) -> list[str]:
+    """What it changes beside the mix."""
+    without = [] if candidate.left_out is None else [f"without {candidate.left_out}"]
+    return without + [
+        f"{path}={value:.4g}" if isinstance(value, float) else f"{path}={value}"
+        for path, value in candidate.fields.items()
+    ]
+
+
+def _score(score: Estimate | None) -> str:
+    if score is None:
+        return "-"
+    return f"{100 * score.value:+.1f}" + ("" if score.noise is None else f" ±{100 * score.noise:.1f}")
+
+
+def _gain(candidate: Candidate, metric: str) -> Text:
+    gain = candidate.gains.get(metric)
+    if gain is None:
+        return Text("-")
+    is_clear = gain.noise is not None and abs(gain.value) > _CLEAR_ERRORS * gain.noise > 0
+    style = "red" if metric in candidate.broken else "" if not is_clear else "green" if gain.value > 0 else "yellow"
+    return Text(f"{100 * gain.value:+.1f}", style)
 
 
 def mix_text(candidate: Candidate, categories: Sequence[str]) -> Text:
@@ -157,10 +199,8 @@ def mix_text(candidate: Candidate, categories: Sequence[str]) -> Text:
         text += _bar(candidate.mixture, categories)
         shares = (f"{category} {share:.0%}" for category, share in sorted(candidate.mixture.items()))
         text.append(" " + " ".join(shares))
-    if candidate.left_out is not None:
-        text.append(f" without {candidate.left_out}")
-    for path, value in candidate.fields.items():
-        text.append(f" {path}={value:.4g}" if isinstance(value, float) else f" {path}={value}")
+    for further in _further(candidate):
+        text.append(f" {further}")
     return text
 
 
@@ -180,12 +220,11 @@ def _categories(results: SweepResults) -> list[str]:
     return sorted({category for candidate in results.candidates for category in candidate.mixture or {}})
 
 
-def _legend(results: SweepResults) -> Text:
-    categories = _categories(results)
-    fills = (_FILLS[number % len(_FILLS)] for number in range(len(categories)))
-    return Text("  ").join(
-        Text.assemble((fill, style), f" {category}") for (fill, style), category in zip(fills, categories, strict=True)
-    )
+def _legend(results: SweepResults) -> str:
+    parts = ["Gains over the base mix in %, of losses unless named otherwise; ids begin with their stage's name and -"]
+    if categories := _categories(results):
+        parts.append(f"mix: {'/'.join(categories)}")
+    return "; ".join(parts) + "\n▲ promoted  ● beam  ✗ breaks a constraint"
 
 
 def _narrowing(results: SweepResults, stage: str) -> Table:

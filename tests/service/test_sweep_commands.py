@@ -89,23 +89,22 @@ def test_a_finished_sweep_is_shown(
     code, shown = run("sweep", "show", sweep.id, *access)
     assert code == 0
     for part in (
-        "Stage proxy: 4 trials, one trial's noise 1.00%",
-        "general 25% math 75%",
-        "+5.00% ± 1.00%",
-        "▲ promoted",
-        "● beam breaks general loss",
+        "Stage proxy: 4 trials, one trial's noise",
+        "▲ │1 │1    │25/75 │+3.0 ±1.0 │ +3.0 │",
+        "✗ │2 │2    │0/100 │+2.0 ±1.0 │ +2.0 │",
+        "mix: general/math",
         "proxy and target, 3 candidates: rank correlation +0.50, the same best one",
         "More math is better by 5.0 %.",
         f"Report  {sweep.run_url}/report.html",
     ):
         assert part in shown, shown
-    assert shown.index("proxy-1") < shown.index("proxy-2") < shown.index("proxy-base") < shown.index("target-1")
+    assert shown.index("│1 │1 ") < shown.index("│2 │2 ") < shown.index("│3 │base")
     assert SweepResults.model_validate_json(run("sweep", "show", sweep.id, "--json", *access)[1]) == results
     beams = run("sweep", "beams", sweep.id, "--stage", "proxy", *access)[1]
-    assert "proxy-2" in beams
-    assert "target-1" not in beams
-    assert "proxy-base" not in beams
-    assert "proxy-base" in run("sweep", "beams", sweep.id, "--all", *access)[1]
+    assert "│2 │2 " in beams
+    assert "Stage target" not in beams
+    assert "base" not in beams
+    assert "base" in run("sweep", "beams", sweep.id, "--all", *access)[1]
     assert [found["id"] for found in json.loads(run("sweep", "beams", sweep.id, "--json", *access)[1])["data"]] == [
         "proxy-1",
         "proxy-2",
