@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,32 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def drive_alone(module: str, directory: Path, spec: dict[str, Any], *arguments: str, timeout_s: float = 240) -> Any:
+    """Run a driver on a Ray of its own.
+
+    Args:
+        module: a script that takes the arguments and the run directory, and leaves `outcome.json` there.
+        directory: of the run; it is made, with `spec.json` in it.
+        spec: of the job or the sweep.
+        arguments: further ones.
+        timeout_s: for all of it.
+    """
+    directory.mkdir(exist_ok=True)
+    (directory / "spec.json").write_text(json.dumps(spec))
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments, str(directory)],
+        cwd=Path(__file__).parents[1],
+        env=environment | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((directory / "outcome.json").read_text())
 
 
 def set_at(document: dict[str, Any], path: str, value: Any) -> None:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +14,7 @@ from ray_jobs.train.failures import can_restart, cause_of
 from ray_jobs.train.placement import worker_counts
 from service.errors import CheckpointError, InvalidSpecError, NonFiniteLossError, StorageError, WorkerLostError
 from service.spec.job import JobSpec
-from tests.conftest import write_rows
-
-SCRIPT = "tests.train.driver_run"
-ROOT = Path(__file__).parents[2]
+from tests.conftest import drive_alone, write_rows
 
 PROOFS = ["router_gradient", "balance_loss", "gradient", "packing", "data"]
 
@@ -68,20 +61,7 @@ def test_fewer_workers_share_the_batch_and_the_experts_evenly(
 
 
 def drive(case: str, directory: Path, document: dict[str, Any]) -> Any:
-    directory.mkdir(exist_ok=True)
-    (directory / "spec.json").write_text(json.dumps(document))
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    done = subprocess.run(
-        [sys.executable, "-m", SCRIPT, case, str(directory)],
-        cwd=ROOT,
-        env=environment | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((directory / "outcome.json").read_text())
+    return drive_alone("tests.train.driver_run", directory, document, case)
 
 
 @pytest.fixture
