@@ -13,7 +13,7 @@ from ray_jobs.run_directory import RunDirectory
 from service.spec.sweep_results import SWEEP_FILE, SweepResults
 from tests.conftest import drive_alone, write_rows
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(640)]
 
 
 def test_no_trial_is_lost_or_run_twice_when_a_node_dies(job_document: dict[str, Any], tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ def test_no_trial_is_lost_or_run_twice_when_a_node_dies(job_document: dict[str, 
     job_document["parallel"] = {"num_workers": 1, "accelerator": "cpu"}
     stages = [{"name": "small", "max_steps": 60, "candidates": 3, "baseline_seeds": 2}]
     sweep = {"name": "mixes", "base": job_document, "stages": stages}
-    outcome = drive_alone("tests.tune.node_lost", tmp_path / "run", sweep, timeout_s=380)
+    outcome = drive_alone("tests.tune.node_lost", tmp_path / "run", sweep, timeout_s=600)
     assert outcome["ended_before"], "the node died after a trial had ended"
     assert len(outcome["ended"]) == len(outcome["started"]) == 4 > len(outcome["ended_before"])
     assert outcome["ended"] | outcome["ended_before"] == outcome["ended"], "no trial that had ended ran again"
