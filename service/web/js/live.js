@@ -1,7 +1,7 @@
 // Keeping what is shown up to date: by asking again, and by following streams. Nothing is asked for a tab that nobody sees:
 // a browser has only six connections to one origin, and hidden tabs must not hold them.
 import { messages, ServiceError } from "./api.js";
-import { useEffect, useState } from "./ui.js";
+import { useEffect, useRef, useState } from "./ui.js";
 
 const MAX_DELAY_MS = 10_000;
 
@@ -55,11 +55,14 @@ export function whileSeen(work, { pauseMs = 0, onError = () => {} } = {}) {
   };
 }
 
-// {data, error} of what `load(signal)` gives, asked again every `pauseMs`; old data stays while the service is away.
+// {data, error} of what `load(signal)` gives, asked again every `pauseMs`, or once if that is null. Old data stays while the
+// service is away, and until the new is there; that of another thing, told by the first of the inputs, does not.
 export function usePolled(load, pauseMs, inputs) {
   const [state, setState] = useState({ data: null, error: null });
+  const shown = useRef(null);
   useEffect(() => {
-    setState({ data: null, error: null });
+    if (shown.current !== inputs[0]) setState({ data: null, error: null });
+    shown.current = inputs[0];
     const work = async (signal) => {
       const data = await load(signal);
       if (!signal.aborted) setState({ data, error: null });

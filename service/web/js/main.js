@@ -2,6 +2,7 @@
 import { onConnection } from "./connection.js";
 import { forgetKey, storedKey } from "./key.js";
 import { SignIn } from "./views/sign_in.js";
+import { Choice } from "./parts/choice.js";
 import { setTheme, theme, THEMES } from "./theme.js";
 import { Job } from "./views/job.js";
 import { Runs } from "./views/runs.js";
@@ -72,11 +73,8 @@ const THEME_TITLES = { auto: "◐ System", light: "○ Light", dark: "● Dark" 
 
 function ThemeSwitch() {
   const [chosen, choose] = useState(theme());
-  const onChange = ({ target }) => (setTheme(target.value), choose(target.value));
-  return html`<label class="theme"><span class="unseen">Colours</span>
-    <select value=${chosen} onChange=${onChange}>
-      ${THEMES.map((name) => html`<option key=${name} value=${name}>${THEME_TITLES[name]}</option>`)}
-    </select></label>`;
+  return html`<${Choice} label="Colours" isLabelSeen=${false} value=${chosen} choose=${(name) => (setTheme(name), choose(name))}
+    options=${THEMES.map((name) => [name, THEME_TITLES[name]])} />`;
 }
 
 function Connection() {

@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 from service.api.dependencies import ControlPlane
 from tests.service.recording_backend import RecordingBackend
 from tests.service.web.story import Cluster
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+PATIENCE_MS = 20_000
+"""On a machine that is busy with other tests."""
 AXE = Path(__file__).parent / "vendor" / "axe.js"
 
 
@@ -66,14 +68,15 @@ def complaints(url: str) -> Complaints:
 def page(browser: Browser, url: str, complaints: Complaints) -> Iterator[Page]:
     """A page without a key; at the end it must not have complained."""
     context = browser.new_context(viewport={"width": 1360, "height": 900}, base_url=url, reduced_motion="reduce")
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(PATIENCE_MS)
+    expect.set_options(timeout=PATIENCE_MS)
     page = context.new_page()
     page.on("console", complaints.hear)
     page.on("pageerror", lambda error: complaints.seen.append(str(error)))
     page.on("request", complaints.ask)
     yield page
     context.close()
-    assert complaints.unexpected == []
+    assert complaints.unexpected == [], "the page complained"
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def test_a_running_job_is_live_in_the_list_and_on_its_page(signed_in: Page, clus
     expect(signed_in.get_by_role("row").filter(has_text="broken")).to_contain_text("row 17")
     picture(signed_in, "jobs")
     cluster.tell(job, step_events(61, 62))
-    expect(row).to_contain_text("step 62/134", timeout=4000)
+    expect(row).to_contain_text("step 62/134")
     signed_in.get_by_role("link", name="support-model").click()
     expect(signed_in.get_by_role("heading", level=1)).to_have_text("support-model")
     expect(signed_in.locator(".facts").nth(1)).to_contain_text("62 / 134")

@@ -3,7 +3,7 @@ import { html, useEffect, useId, useRef, useState } from "../ui.js";
 import { Failure } from "./panels.js";
 
 // Asks before `act()` is done; stays, and says why, when that fails.
-export function Ask({ title, children, yes, no = "Keep it", danger = false, act, onClose, wide = false }) {
+export function Ask({ title, children, yes, no = "Keep it", danger = false, act, onClose, wide = false, isReady = true }) {
   const dialog = useRef();
   const id = useId();
   const [state, setState] = useState({ isBusy: false, error: null });
@@ -31,7 +31,7 @@ export function Ask({ title, children, yes, no = "Keep it", danger = false, act,
       ${state.error && html`<${Failure} error=${state.error} />`}
       <div class="actions">
         <button type="button" onClick=${() => dialog.current.close()}>${no}</button>
-        <button type="submit" class=${danger ? "danger" : "primary"} disabled=${state.isBusy}>${yes}</button>
+        <button type="submit" class=${danger ? "danger" : "primary"} disabled=${state.isBusy || !isReady}>${yes}</button>
       </div>
     </form>
   </dialog>`;

@@ -56,9 +56,17 @@ export function bytes(count) {
   return `${place ? decimal(value, value < 10 ? 2 : value < 100 ? 1 : 0) : integer(value)} ${units[place]}`;
 }
 
+// An estimate with its standard error, in per cent.
 export function estimate(found, digits = 1) {
   if (!found) return UNKNOWN;
   return signedPercent(found.value, digits) + (known(found.noise) ? ` ± ${decimal(100 * found.noise, digits)}` : "");
+}
+
+// The same in a column that says that it is in per cent: ["+1.3", "± 2.1"].
+export function estimateParts(found) {
+  if (!found) return [UNKNOWN, ""];
+  const noise = known(found.noise) ? `± ${decimal(100 * found.noise, 1)}` : "";
+  return [signedPercent(found.value).replace(" %", ""), noise];
 }
 
 // 2026-11-26 06:29, in the reader's zone; the same width for every row.

@@ -2,6 +2,7 @@
 import { getJson } from "../api.js";
 import { Heatmap, HeatLegend } from "../charts/heatmap.js";
 import { usePolled } from "../live.js";
+import { Choice } from "../parts/choice.js";
 import { Empty, Loading, Section } from "../parts/panels.js";
 import { Table } from "../parts/table.js";
 import { decimal, integer, percent, words } from "../pure/format.js";
@@ -31,7 +32,7 @@ function ByExpert({ evaluations, path }) {
   const [category, chooseCategory] = useState(ALL);
   const chosen = evaluations.find(({ when }) => when === chosenWhen) ?? evaluations.at(-1);
   const load = (signal) => (chosen ? getJson(`${path}/artifacts/${chosen.path}`, { signal }) : null);
-  const { data, error } = usePolled(load, null, [path, chosen?.path]);
+  const { data, error } = usePolled(load, null, [`${path} ${chosen?.path}`]);
   if (!chosen) return html`<${Empty}>It is measured at each evaluation.<//>`;
   const names = Object.keys(data?.categories ?? {}).sort();
   return html`<div class="choices">
@@ -42,11 +43,6 @@ function ByExpert({ evaluations, path }) {
     ${error && html`<${Empty}>${error.message}<//>`}
     ${!data && !error && html`<${Loading} what="the figures" />`}
     ${data && html`<${Loads} figures=${data} names=${category === ALL ? names : [category]} />`}`;
-}
-
-function Choice({ label, value, choose, options }) {
-  return html`<label>${label} <select value=${value} onChange=${({ target }) => choose(target.value)}>
-    ${options.map(([name, title]) => html`<option key=${name} value=${name}>${title}</option>`)}</select></label>`;
 }
 
 function Loads({ figures, names }) {
