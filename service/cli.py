@@ -38,6 +38,7 @@ from service.lifecycle_commands import lifecycle_app
 from service.plan.plan import plan_job
 from service.result_commands import result_app
 from service.settings import Settings
+from service.spec.resources import JobStatus
 from service.sweep_commands import sweep_app
 
 app = typer.Typer(no_args_is_help=True)
@@ -203,6 +204,8 @@ def submit(
 @clean_errors
 def jobs(
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Newest jobs to show.")] = 20,
+    status: Annotated[JobStatus | None, typer.Option(help="Only those that stand so.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only those whose name has this in it.")] = None,
     as_json: AsJson = False,
     url: Url = None,
     api_key: Key = None,
@@ -210,7 +213,7 @@ def jobs(
 ) -> None:
     """List jobs, newest first."""
     with connected(url, api_key, data_dir) as client:
-        page = client.jobs.list(limit=limit)
+        page = client.jobs.list(statuses=[status] if status else None, name=name, limit=limit)
     print_json(page) if as_json else print_runs(page, describe_progress)
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Query, Response, status
+from fastapi import APIRouter, Response, status
 
 from service.api.access import Member, Viewer
+from service.api.conditional import ConditionalRoute
 from service.api.dependencies import Parts
 from service.api.runs import (
     CONFLICT,
     PROBLEMS,
     AfterEvent,
     AfterId,
+    Filter,
     IdempotencyKey,
     Limit,
     accept,
@@ -23,11 +25,11 @@ from service.plan.plan import plan_job
 from service.run_reader import read_report
 from service.spec.job import JobSpec
 from service.spec.plan import Plan, PlanRequest
-from service.spec.resources import Job, JobEvent, JobStatus, Page
+from service.spec.resources import Job, JobEvent, Page
 
 _NOT_FOUND = not_found("job")
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=PROBLEMS)
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=PROBLEMS, route_class=ConditionalRoute)
 
 
 @router.post("", status_code=status.HTTP_201_CREATED, responses=CONFLICT)
@@ -51,12 +53,12 @@ def plan(request: PlanRequest, _who: Viewer) -> Plan:
 def list_jobs(
     who: Viewer,
     parts: Parts,
-    status: Annotated[list[JobStatus] | None, Query(description="Only these")] = None,
+    only: Filter,
     after: AfterId = None,
     limit: Limit = 50,
 ) -> Page[Job]:
     """List jobs, newest first."""
-    jobs, has_more = parts.store.of(who).list_runs(Job, statuses=status or (), after=after, limit=limit)
+    jobs, has_more = parts.store.of(who).list_runs(Job, only=only, after=after, limit=limit)
     return Page(data=jobs, has_more=has_more)
 
 

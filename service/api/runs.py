@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Header, Query, Response, status
+from fastapi import Depends, Header, Query, Response, status
+from pydantic import AwareDatetime
 
 from service.api.dependencies import ControlPlane
 from service.api.reachable import require_possible
 from service.spec.job import JobSpec
-from service.spec.resources import Problem
+from service.spec.resources import JobStatus, Problem
+from service.spec.run_filter import RunFilter
 from service.spec.sweep import SweepSpec
 from service.store.principal import Principal
 from service.store.runs import AnyRun
@@ -28,6 +30,21 @@ UNAVAILABLE: Answers = {503: {"model": Problem, "description": "Ray does not ans
 
 Limit = Annotated[int, Query(ge=1, le=1000, description="Items at most")]
 AfterId = Annotated[str | None, Query(description="Id of the last item of the page before")]
+
+
+def run_filter(
+    status: Annotated[list[JobStatus] | None, Query(description="Only these")] = None,
+    name: Annotated[
+        str | None, Query(min_length=1, max_length=64, description="Only those with this in their name")
+    ] = None,
+    created_after: Annotated[AwareDatetime | None, Query(description="Only those created then or later")] = None,
+    created_before: Annotated[AwareDatetime | None, Query(description="Only those created earlier")] = None,
+) -> RunFilter:
+    """What a list of jobs or of sweeps is to hold."""
+    return RunFilter(tuple(status or ()), name, created_after, created_before)
+
+
+Filter = Annotated[RunFilter, Depends(run_filter)]
 AfterEvent = Annotated[int, Query(ge=0, lt=2**31, description="Sequence of the last event already seen")]
 IdempotencyKey = Annotated[
     str | None,

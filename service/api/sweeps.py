@@ -8,13 +8,14 @@ from fastapi import APIRouter, Query, Response, status
 from fastapi.responses import HTMLResponse
 
 from service.api.access import Member, Viewer
+from service.api.conditional import ConditionalRoute
 from service.api.dependencies import ControlPlane, Parts
-from service.api.runs import CONFLICT, PROBLEMS, AfterEvent, AfterId, IdempotencyKey, Limit, accept, not_found
+from service.api.runs import CONFLICT, PROBLEMS, AfterEvent, AfterId, Filter, IdempotencyKey, Limit, accept, not_found
 from service.errors import NotFoundError
 from service.run_reader import read_sweep, read_sweep_page
 from service.spec.job import JobSpec
 from service.spec.promotion import job_of_candidate
-from service.spec.resources import JobEvent, JobStatus, Page, Sweep
+from service.spec.resources import JobEvent, Page, Sweep
 from service.spec.sweep import SweepSpec
 from service.spec.sweep_results import Candidate, SweepResults, Trial, TrialStatus, leaderboard
 from service.store.principal import Principal
@@ -24,7 +25,7 @@ _NOT_FOUND = not_found("sweep")
 Item = TypeVar("Item", Trial, Candidate)
 StageName = Annotated[str | None, Query(description="Only this stage's")]
 
-router = APIRouter(prefix="/v1/sweeps", tags=["sweeps"], responses=PROBLEMS)
+router = APIRouter(prefix="/v1/sweeps", tags=["sweeps"], responses=PROBLEMS, route_class=ConditionalRoute)
 
 
 @router.post("", status_code=status.HTTP_201_CREATED, responses=CONFLICT)
@@ -39,12 +40,12 @@ def create_sweep(
 def list_sweeps(
     who: Viewer,
     parts: Parts,
-    status: Annotated[list[JobStatus] | None, Query(description="Only these")] = None,
+    only: Filter,
     after: AfterId = None,
     limit: Limit = 50,
 ) -> Page[Sweep]:
     """List sweeps, newest first."""
-    sweeps, has_more = parts.store.of(who).list_runs(Sweep, statuses=status or (), after=after, limit=limit)
+    sweeps, has_more = parts.store.of(who).list_runs(Sweep, only=only, after=after, limit=limit)
     return Page(data=sweeps, has_more=has_more)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 import random
 import uuid
@@ -34,7 +33,6 @@ from service.spec.resources import (
     Health,
     Job,
     JobEvent,
-    JobStatus,
     MetricSeries,
     Page,
     Problem,
@@ -42,6 +40,7 @@ from service.spec.resources import (
     StepMetrics,
     Sweep,
 )
+from service.spec.run_filter import RunFilter
 from service.spec.sweep import SweepSpec
 from service.spec.sweep_results import Candidate, SweepResults, Trial, TrialStatus
 
@@ -52,6 +51,7 @@ Included = Literal["events", "snapshots"]
 MAX_RETRIES = 4
 _RETRIED_STATUSES = {408, 429, 500, 502, 503, 504}
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.2, 5.0
+_MAX_KEPT = 64
 LONGEST_WISH_S = 60.0
 """A service that wants a longer pause is not waited for: its answer is the caller's to see."""
 
@@ -76,6 +76,7 @@ class Call(Generic[Answer]):
     Attributes:
         method, path, params, json, headers: as httpx takes them.
         read: makes the answer of a successful response.
+        is_kept: the answer is worth keeping, for it is asked for again and again and mostly the same.
 
     Every call may be repeated: reads change nothing, a cancel or a resume asks for the same again, a create carries a
     key; what was deleted is not found the second time.
@@ -87,11 +88,44 @@ class Call(Generic[Answer]):
     params: Mapping[str, Any] = field(default_factory=dict)
     json: Any = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    is_kept: bool = False
 
     def request(self, http: httpx.Client | httpx.AsyncClient) -> httpx.Request:
         """The request for a transport."""
         params = {name: value for name, value in self.params.items() if value is not None}
         return http.build_request(self.method, self.path, params=params, json=self.json, headers=dict(self.headers))
+
+
+class KeptAnswers:
+    """The last answers to some calls, which the service need not send again while they are the same."""
+
+    def __init__(self) -> None:
+        self._answers: dict[str, tuple[str, Any]] = {}
+
+    def request(self, call: Call[Answer], http: httpx.Client | httpx.AsyncClient) -> httpx.Request:
+        """The request, which names the answer that is kept."""
+        request = call.request(http)
+        if call.is_kept and call.path in self._answers:
+            request.headers["If-None-Match"] = self._answers[call.path][0]
+        return request
+
+    def read(self, call: Call[Answer], response: httpx.Response) -> Answer:
+        """The answer of a response, or the one that is kept.
+
+        Raises:
+            SleddogError: as `read_answer`.
+        """
+        kept = self._answers.get(call.path)
+        if response.status_code == httpx.codes.NOT_MODIFIED and kept is not None:
+            answer: Answer = kept[1]
+            return answer
+        answer = read_answer(call, response)
+        if call.is_kept and (etag := response.headers.get("etag")):
+            self._answers.pop(call.path, None)
+            self._answers[call.path] = (etag, answer)
+            if len(self._answers) > _MAX_KEPT:
+                del self._answers[next(iter(self._answers))]
+        return answer
 
 
 def retry_delay_s(retry: int) -> float:
@@ -194,11 +228,17 @@ class RunCalls(Generic[AnyRun]):
 
     def get(self, run_id: str) -> Call[AnyRun]:
         """GET …/{id}."""
-        return Call("GET", self.path_of(run_id), self.read)
+        return Call("GET", self.path_of(run_id), self.read, is_kept=True)
 
-    def list(self, statuses: builtins.list[JobStatus] | None, after: str | None, limit: int) -> Call[Page[AnyRun]]:
+    def list(self, only: RunFilter, after: str | None, limit: int) -> Call[Page[AnyRun]]:
         """GET."""
-        return Call("GET", self.path, self.read_page, params={"status": statuses, "after": after, "limit": limit})
+        params = {
+            "status": only.statuses or None,
+            "name": only.name,
+            "created_after": only.created_after and only.created_after.isoformat(),
+            "created_before": only.created_before and only.created_before.isoformat(),
+        }
+        return Call("GET", self.path, self.read_page, params={**params, "after": after, "limit": limit})
 
     def cancel(self, run_id: str) -> Call[AnyRun]:
         """POST …/{id}/cancel."""

@@ -80,6 +80,7 @@ class Client:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._http = httpx.Client(**_options(url, api_key, profile, timeout_s), transport=transport)
+        self._kept = calls.KeptAnswers()
         self.jobs = Jobs(self)
         self.sweeps = Sweeps(self)
 
@@ -101,14 +102,14 @@ class Client:
             is_last = retry == calls.MAX_RETRIES
             wished_s = 0.0
             try:
-                response = self._http.send(call.request(self._http))
+                response = self._http.send(self._kept.request(call, self._http))
             except httpx.TransportError as error:
                 if is_last:
                     raise calls.unreachable(self._http.base_url, error) from error
             else:
                 wished_s = calls.retry_after_s(response)
                 if is_last or not calls.is_retried(response) or wished_s > calls.LONGEST_WISH_S:
-                    return calls.read_answer(call, response)
+                    return self._kept.read(call, response)
             time.sleep(max(wished_s, calls.retry_delay_s(retry)))
         raise AssertionError("the last try returns or raises")
 
@@ -159,6 +160,7 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._http = httpx.AsyncClient(**_options(url, api_key, profile, timeout_s), transport=transport)
+        self._kept = calls.KeptAnswers()
         self.jobs = AsyncJobs(self)
         self.sweeps = AsyncSweeps(self)
 
@@ -176,14 +178,14 @@ class AsyncClient:
             is_last = retry == calls.MAX_RETRIES
             wished_s = 0.0
             try:
-                response = await self._http.send(call.request(self._http))
+                response = await self._http.send(self._kept.request(call, self._http))
             except httpx.TransportError as error:
                 if is_last:
                     raise calls.unreachable(self._http.base_url, error) from error
             else:
                 wished_s = calls.retry_after_s(response)
                 if is_last or not calls.is_retried(response) or wished_s > calls.LONGEST_WISH_S:
-                    return calls.read_answer(call, response)
+                    return self._kept.read(call, response)
             await asyncio.sleep(max(wished_s, calls.retry_delay_s(retry)))
         raise AssertionError("the last try returns or raises")
 

@@ -7,6 +7,7 @@ import builtins
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing
+from datetime import datetime
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
@@ -19,6 +20,7 @@ from service.client.streaming import READ_TIMEOUT_S, EventFollower, read_event
 from service.errors import JobFailedError, ServiceUnreachableError
 from service.spec.outcomes import Artifact
 from service.spec.resources import JobEvent, JobStatus, Page
+from service.spec.run_filter import RunFilter
 
 Answer = TypeVar("Answer")
 
@@ -79,16 +81,41 @@ class Runs(Generic[AnyRun]):
         return self._client.send(self._calls.get(run_id))
 
     def list(
-        self, *, statuses: list[JobStatus] | None = None, after: str | None = None, limit: int = 50
+        self,
+        *,
+        statuses: builtins.list[JobStatus] | None = None,
+        name: str | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        after: str | None = None,
+        limit: int = 50,
     ) -> Page[AnyRun]:
-        """One page, newest first."""
-        return self._client.send(self._calls.list(statuses, after, limit))
+        """One page, newest first.
 
-    def list_all(self, *, statuses: builtins.list[JobStatus] | None = None) -> Iterator[AnyRun]:
-        """All of them, newest first, asked for page by page."""
+        Args:
+            statuses: only those that stand so.
+            name: only those whose name has this in it.
+            created_after: only those created then or later; a time with its zone.
+            created_before: only those created earlier.
+            after: id of the last one of the page before.
+            limit: of the page.
+        """
+        only = RunFilter(tuple(statuses or ()), name, created_after, created_before)
+        return self._client.send(self._calls.list(only, after, limit))
+
+    def list_all(
+        self,
+        *,
+        statuses: builtins.list[JobStatus] | None = None,
+        name: str | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+    ) -> Iterator[AnyRun]:
+        """All of them, or those that `list` would give, asked for page by page."""
+        only = RunFilter(tuple(statuses or ()), name, created_after, created_before)
         after: str | None = None
         while True:
-            page = self.list(statuses=statuses, after=after, limit=PAGE)
+            page = self._client.send(self._calls.list(only, after, PAGE))
             yield from page.data
             if not page.has_more:
                 return
@@ -256,16 +283,32 @@ class AsyncRuns(Generic[AnyRun]):
         return await self._client.send(self._calls.get(run_id))
 
     async def list(
-        self, *, statuses: list[JobStatus] | None = None, after: str | None = None, limit: int = 50
+        self,
+        *,
+        statuses: builtins.list[JobStatus] | None = None,
+        name: str | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        after: str | None = None,
+        limit: int = 50,
     ) -> Page[AnyRun]:
         """As `Runs.list`."""
-        return await self._client.send(self._calls.list(statuses, after, limit))
+        only = RunFilter(tuple(statuses or ()), name, created_after, created_before)
+        return await self._client.send(self._calls.list(only, after, limit))
 
-    async def list_all(self, *, statuses: builtins.list[JobStatus] | None = None) -> AsyncIterator[AnyRun]:
+    async def list_all(
+        self,
+        *,
+        statuses: builtins.list[JobStatus] | None = None,
+        name: str | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+    ) -> AsyncIterator[AnyRun]:
         """As `Runs.list_all`."""
+        only = RunFilter(tuple(statuses or ()), name, created_after, created_before)
         after: str | None = None
         while True:
-            page = await self.list(statuses=statuses, after=after, limit=PAGE)
+            page = await self._client.send(self._calls.list(only, after, PAGE))
             for run in page.data:
                 yield run
             if not page.has_more:

@@ -70,6 +70,38 @@ class JobProgress(TaskProgress):
     """Operations of the last step, as a share of the peak of all workers; also null where that is not known."""
 
 
+class TaskState(Resource):
+    """A part of a stage's work."""
+
+    name: str
+    status: Literal["running", "finished"]
+    done: int | None = None
+    """Units done."""
+    total: int | None = None
+    """Units in all; null when not known."""
+    unit: str | None = None
+    eta_s: float | None = None
+    """Seconds until its end; null when not known."""
+
+
+class StageState(Resource):
+    """How far a stage is."""
+
+    name: str
+    status: Literal["pending", "running", "finished", "failed", "cancelled"]
+    started_at: datetime | None = None
+    """When it was first started."""
+    finished_at: datetime | None = None
+    duration_s: float | None = None
+    """Of the start that first finished it."""
+    reused: bool = False
+    """Whether an earlier job or attempt had done it."""
+    eta_s: float | None = None
+    """Seconds until the end of the task at hand, in training until the last step; null when not known."""
+    tasks: list[TaskState] = []
+    """Those that have begun, of its latest start."""
+
+
 class SweepProgress(TaskProgress):
     """How far a sweep is; null where not known yet."""
 
@@ -129,6 +161,8 @@ class Job(Run):
     kind = "job"
 
     progress: JobProgress
+    stages: list[StageState] = []
+    """All of them, in order, with the tasks of those that have begun."""
 
 
 class Sweep(Run):

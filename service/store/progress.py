@@ -6,6 +6,7 @@ from typing import Any
 
 from service.spec.event import Event
 from service.spec.resources import JobProgress, SweepProgress, TaskProgress
+from service.store.stages import fold_stages
 
 _TASK_FIELDS = ("task", "done", "total", "unit", "eta_s")
 _STEP_FIELDS = ("eta_s", *(set(JobProgress.model_fields) - set(TaskProgress.model_fields)))
@@ -19,6 +20,8 @@ def fold_progress(progress: dict[str, Any], event: Event) -> dict[str, Any]:
         progress: a `JobProgress` or a `SweepProgress` as a dictionary.
         event: the next one.
     """
+    if (stages := fold_stages(progress.get("stages", {}), event)) is not progress.get("stages"):
+        progress = {**progress, "stages": stages}
     if event.type == "stage.started":
         return {**progress, "stage": event.stage, **dict.fromkeys(_TASK_FIELDS)}
     if event.type == "stage.progress":

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Collection
 from datetime import UTC, datetime
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from service.errors import NotFoundError
 from service.spec.job import JobSpec
-from service.spec.resources import Job, JobStatus, Run, RunKind, Sweep
+from service.spec.resources import Job, Run, RunKind, Sweep
+from service.spec.run_filter import EVERYTHING, RunFilter
 from service.spec.sweep import SweepSpec
 from service.store.event_log import append_events, status_event
 from service.store.idempotency import IdempotencyTables, once
 from service.store.models import JobRow
+from service.store.stages import stage_tree
 
 AnyRun = TypeVar("AnyRun", bound=Run)
 
@@ -119,7 +120,7 @@ class RunTables(IdempotencyTables):
         self,
         resource: type[AnyRun],
         *,
-        statuses: Collection[JobStatus] = (),
+        only: RunFilter = EVERYTHING,
         after: str | None = None,
         limit: int = 100,
     ) -> tuple[list[AnyRun], bool]:
@@ -132,8 +133,7 @@ class RunTables(IdempotencyTables):
         if self._principal is not None:
             query = query.where(JobRow.project_id == self._principal.project)
         query = query.order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit + 1)
-        if statuses:
-            query = query.where(JobRow.status.in_(statuses))
+        query = query.where(*_conditions(only))
         if after is not None:
             last = self.get(resource, after)
             older = (JobRow.created_at < last.created_at) | (
@@ -156,7 +156,23 @@ class RunTables(IdempotencyTables):
         return 1 + (session.scalar(ahead) or 0)
 
 
+def _conditions(only: RunFilter) -> list[ColumnElement[bool]]:
+    found: list[ColumnElement[bool]] = []
+    if only.statuses:
+        found.append(JobRow.status.in_(only.statuses))
+    if only.name is not None:
+        found.append(JobRow.name.contains(only.name, autoescape=True))
+    if only.created_after is not None:
+        found.append(JobRow.created_at >= only.created_after)
+    if only.created_before is not None:
+        found.append(JobRow.created_at < only.created_before)
+    return found
+
+
 def read_run(row: JobRow, queue_position: int | None) -> Job | Sweep:
     """The resource that a row holds."""
     run = _RESOURCES[cast("RunKind", row.kind)].model_validate(row, from_attributes=True)
-    return run.model_copy(update={"queue_position": queue_position, "project": row.project_id})
+    update: dict[str, Any] = {"queue_position": queue_position, "project": row.project_id}
+    if isinstance(run, Job):
+        update["stages"] = stage_tree(row.progress.get("stages", {}), run.status)
+    return run.model_copy(update=update)

@@ -1,0 +1,55 @@
+"""Answers that are sent only to who has not got them: `ETag` and `If-None-Match` (RFC 9110, section 13).
+
+The tag is the hash of the answer, so it is right whatever the answer depends on, the place in the queue too. Rejected:
+a version a row, which would spare the store the reading, and miss what no row holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response, status
+from fastapi.responses import StreamingResponse
+from fastapi.routing import APIRoute
+
+_NOT_MODIFIED = {"description": "It is what `If-None-Match` names"}
+_HEADER = {
+    "name": "If-None-Match",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "ETag that the caller has",
+}
+
+
+class ConditionalRoute(APIRoute):
+    """A route whose answers to GET have an ETag."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        responses = options.get("responses") or {}
+        if "GET" in (options.get("methods") or ()) and 304 not in responses:
+            options["responses"] = {**responses, 304: _NOT_MODIFIED}
+            options["openapi_extra"] = {"parameters": [_HEADER]}
+        super().__init__(path, endpoint, **options)
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The usual handler, whose answer may turn out to be known."""
+        answer = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            return _unless_known(request, await answer(request))
+
+        return handle
+
+
+def _unless_known(request: Request, response: Response) -> Response:
+    is_plain = response.status_code == status.HTTP_200_OK and not isinstance(response, StreamingResponse)
+    if request.method != "GET" or not is_plain:
+        return response
+    etag = f'"{hashlib.sha256(response.body).hexdigest()[:32]}"'
+    if etag in request.headers.get("if-none-match", ""):
+        return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers={"ETag": etag})
+    response.headers["ETag"] = etag
+    return response
