@@ -113,7 +113,7 @@ def _decided_by(spec: JobSpec, corpus: Corpus) -> dict[str, Any]:
         "version": FORMAT_VERSION,
         "corpus": corpus.manifest["hash"],
         "seed": _seed(spec),
-        "sources": [[source.weight, source.epochs] for source in spec.data.sources],
+        "sources": [[source.weight, source.epochs, source.hold_out] for source in spec.data.sources],
         **spec.data.model_dump(include=fields),
     }
 
@@ -201,6 +201,9 @@ class _Packer:
         """
         groups, categories = [self._groups[index] for index in self._conversation], self._category.tolist()
         is_held_out = held_out(groups, categories, self._spec.data.held_out_fraction, self._seed)
+        whole = [number for number, source in enumerate(self._spec.data.sources) if source.hold_out]
+        never = {groups[document] for document in np.flatnonzero(np.isin(self._source, whole))}
+        is_held_out |= np.array([group in never for group in groups], dtype=bool)
         return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
     def _offered(self, training: np.ndarray) -> np.ndarray:

@@ -96,7 +96,8 @@ class DataSpec(SpecModel):
     its exchanges into pieces that fit, each behind its system turn. An exchange that fits no row is dropped whichever
     is chosen. All of it is counted, by source."""
     held_out_fraction: float = Field(default=0.02, ge=0, lt=0.5)
-    """Share of each category's conversations kept from training, to measure the loss on."""
+    """Share of each category's conversations kept from training, to measure the loss on. Of a source with `hold_out`
+    all are."""
 
     @field_validator("mixture", mode="before")
     @classmethod
@@ -129,9 +130,10 @@ class DataSpec(SpecModel):
         for number, name in enumerate(self.leave_out):
             if name not in names:
                 raise conflict(f"leave_out.{number}", f"no source is named {name!r}")
-        left = {source.category for source in self.sources if source.name not in self.leave_out}
-        if not left:
-            raise conflict("leave_out", "no source is left to train on")
+        trained = [source for source in self.sources if source.name not in self.leave_out and not source.hold_out]
+        if not trained:
+            raise conflict("leave_out" if self.leave_out else "sources", "no source is left to train on")
+        left = {source.category for source in trained}
         for category, share in (self.mixture or {}).items():
             if share.share and category not in left:
-                raise conflict(f"mixture.{category}", "must be 0: all sources of the category are left out")
+                raise conflict(f"mixture.{category}", "must be 0: all sources of the category are left or held out")

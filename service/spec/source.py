@@ -196,6 +196,9 @@ class SourceBase(SpecModel):
     """System turn of the source's conversations that have none. Deduplication does not see it."""
     duplicates: Literal["near", "exact"] = "near"
     """Which duplicates of its rows deduplication removes: near ones, too, or only copies."""
+    hold_out: bool = False
+    """Keep all of its conversations, and copies of them in other sources, from training: they are what the loss is
+    measured on, beside the share that `held_out_fraction` keeps of the others."""
     weight: float = Field(default=1.0, gt=0)
     """How readily the mixture takes a conversation of this source, against others of its category: one of weight 2
     comes up twice as fast. Without a mixture, or where it takes the whole category, it does nothing."""

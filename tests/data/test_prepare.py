@@ -151,6 +151,20 @@ def documents(rows: list[PackedRow]) -> list[tuple[str, bytes, bytes]]:
     return found
 
 
+def test_a_source_that_is_held_out_is_measured_whole_and_its_copies_are_not_trained_on(
+    document: dict[str, Any], tmp_path: Path
+) -> None:
+    chats = (tmp_path / "chat.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "few.jsonl").write_text("".join(chats[:7]))
+    few = {"name": "few", "category": "measured", "form": "messages", "hold_out": True}
+    document["data"]["sources"].append(few | {"uri": f"file://{tmp_path}/few.jsonl"})
+    document["data"] |= {"dedup": None, "held_out_fraction": 0.0}
+    manifest = run(document, tmp_path / "prepared").manifest
+    held_out = {line["category"]: line["examples"] for line in manifest["held_out"]}
+    assert held_out == {"measured": 7, "general": 7}, "the copies in the other source, too"
+    assert "measured" not in {line["category"] for line in manifest["mixture"] if line["examples"]}
+
+
 def test_every_row_is_accounted_for_and_the_manifest_tells_what_lies_there(
     document: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -128,6 +128,7 @@ def test_defaults_are_the_recipe(job_document: dict[str, Any]) -> None:
         ("data.mixture", {"math": -1}, "data.mixture.math"),
         ("data.leave_out", ["flour"], "data.leave_out.0"),
         ("data.leave_out", ["sums"], "data.leave_out"),
+        ("data.sources.0.hold_out", True, "data.sources"),
         ("data.seed", -1, "data.seed"),
         ("data.mixture", {"math": {"cap": 3}}, "data.mixture.math.share"),
         ("data.mixture", {"math": {"share": 1, "max_epochs": 0.5}}, "data.mixture.math.max_epochs"),

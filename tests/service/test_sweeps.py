@@ -262,7 +262,7 @@ def test_a_candidate_keeps_the_base_mixs_limits_and_brings_its_own_values(sweep_
     assert (job.data.mixture["math"].share, job.data.mixture["math"].max_epochs) == (0.2, 3)
     assert (job.train.learning_rate, job.train.max_steps) == (3e-4, None)
     without = found.model_copy(update={"mixture": None, "fields": {}, "left_out": "rhymes"})
-    with pytest.raises(InvalidSpecError, match="must be 0: all sources of the category are left out"):
+    with pytest.raises(InvalidSpecError, match="must be 0: all sources of the category are left or held out"):
         job_of_candidate(spec, without)
     sweep_document["base"]["data"]["mixture"] = None
     spec = SweepSpec.model_validate(sweep_document)
