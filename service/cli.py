@@ -33,6 +33,7 @@ from service.command_line import (
     print_runs,
 )
 from service.data_commands import data_app
+from service.dataset_commands import datasets_app
 from service.follow_commands import follow, follow_app
 from service.lifecycle_commands import lifecycle_app
 from service.plan.plan import plan_job
@@ -46,6 +47,7 @@ app.add_typer(follow_app)
 app.add_typer(result_app)
 app.add_typer(lifecycle_app)
 app.add_typer(data_app, name="data")
+app.add_typer(datasets_app, name="datasets")
 app.add_typer(sweep_app, name="sweep")
 app.add_typer(advise_app, name="advise")
 

@@ -59,6 +59,13 @@ class BadRowError(SleddogError, ValueError):
     fault = "data"
 
 
+class InvalidDatasetError(SleddogError, ValueError):
+    """An uploaded file that is not what was announced, cannot be decompressed, or expands too far."""
+
+    code = "invalid_dataset"
+    fault = "data"
+
+
 class EmptyDataError(SleddogError, ValueError):
     """Nothing is left to train on."""
 
@@ -169,6 +176,12 @@ class ConflictError(SleddogError, RuntimeError):
 
     code = "conflict"
     fault = "user"
+
+
+class NotReadyError(ConflictError):
+    """What is asked for is being made; the same request succeeds in a moment."""
+
+    code = "not_ready"
 
 
 class ServiceUnreachableError(SleddogError, ConnectionError):

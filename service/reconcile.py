@@ -19,10 +19,12 @@ import logging
 import math
 import threading
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from service.backends.base import Backend, run_and_attempt, submission_id
-from service.errors import BackendUnavailableError, ConflictError
+from service.errors import BackendUnavailableError, ConflictError, SourceNotFoundError
 from service.run_reader import new_segments, read_segment, write_spec
 from service.spec.resources import ACTIVE_STATUSES, JobError, Run
 from service.store.store import Store
@@ -55,6 +57,7 @@ class Reconciler:
         max_running_jobs: more wait in the queue.
         max_attempts: starts of a job's driver before a lost one counts as failure.
         interval_s: seconds between two looks.
+        resolve: makes of a stored spec what its driver reads.
         unwanted_interval_s: seconds between two looks for drivers that nobody wants.
     """
 
@@ -66,9 +69,10 @@ class Reconciler:
         max_running_jobs: int,
         max_attempts: int,
         interval_s: float,
+        resolve: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda spec: spec,
         unwanted_interval_s: float = 10.0,
     ) -> None:
-        self._store, self._backend = store, backend
+        self._store, self._backend, self._resolve = store, backend, resolve
         self._max_running_jobs, self._max_attempts, self._interval_s = max_running_jobs, max_attempts, interval_s
         self._unwanted_interval_s = unwanted_interval_s
         self._last_search = -math.inf
@@ -148,11 +152,11 @@ class Reconciler:
             self._cancel(run)
 
     def _submit(self, run: Run) -> None:
-        write_spec(run.run_url, run.spec)
         attempt_id = submission_id(run.id, run.attempt)
         try:
+            write_spec(run.run_url, self._resolve(run.spec))
             self._backend.submit(attempt_id, run.kind, run.run_url, run.attempt, run.spec_sha256)
-        except ConflictError as error:
+        except (ConflictError, SourceNotFoundError) as error:
             self._store.change_status(
                 run, "failed", error=JobError(code=error.code, fault=error.fault, message=str(error))
             )

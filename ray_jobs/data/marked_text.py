@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 from tokenizers import Tokenizer
 
-from ray_jobs.data.tokenise import END, START
+from service.rows.chatml import END, START
 
 OPEN, CLOSE = "⟦", "⟧"
 _TRAINED, _SPECIAL = "green", "bold"

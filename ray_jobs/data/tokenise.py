@@ -22,9 +22,9 @@ from tokenizers import Encoding, Tokenizer, decoders, models, pre_tokenizers, tr
 
 from ray_jobs.data.cutting import TurnBorders
 from service.errors import InvalidSpecError
+from service.rows.chatml import END, START
 from service.rows.formats import ROLES, Conversation, Turn
 
-START, END = "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' }}"

@@ -19,9 +19,10 @@ from fsspec.core import url_to_fs
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
-from ray_jobs.data.tokenise import CHAT_TEMPLATE, END, START, ChatTokenizer, train_bpe
+from ray_jobs.data.tokenise import CHAT_TEMPLATE, ChatTokenizer, train_bpe
 from ray_jobs.run_directory import write_file
 from service.errors import InvalidSpecError, SourceNotFoundError
+from service.rows.chatml import END, START
 from service.rows.formats import Conversation, Turn
 from service.rows.sources import digest
 from service.spec.model import CheckpointBase, ModelSpec, PretrainedTokenizer, TrainedTokenizer

@@ -14,10 +14,14 @@ from fastapi import FastAPI
 from service.api import (
     accounts,
     comparison,
+    datasets,
+    files,
+    fine_tuning,
     health,
     jobs,
     lifecycle,
     metrics,
+    models,
     outcomes,
     problems,
     prometheus,
@@ -30,6 +34,7 @@ from service.api.dependencies import ControlPlane
 from service.backends.base import Backend
 from service.backends.local_ray import LocalRay
 from service.backends.ray_jobs import RayJobs
+from service.datasets.datasets import open_datasets
 from service.errors import ConflictError
 from service.reconcile import Reconciler
 from service.run_reader import require_writable
@@ -48,7 +53,9 @@ def create_app(parts: ControlPlane) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         parts.reconciler.start()
+        parts.datasets.worker.start()
         yield
+        parts.datasets.worker.stop()
         parts.reconciler.stop()
 
     app = FastAPI(
@@ -70,6 +77,10 @@ def create_app(parts: ControlPlane) -> FastAPI:
     app.include_router(prometheus.router)
     prometheus.install(app)
     app.include_router(accounts.router)
+    app.include_router(datasets.router)
+    app.include_router(files.router)
+    app.include_router(fine_tuning.router)
+    app.include_router(models.router)
     app.include_router(health.router)
     web.install(app)
     return app
@@ -142,11 +153,15 @@ def assemble(settings: Settings, store: Store, backend: Backend) -> ControlPlane
         InvalidSettingsError: the run directories' root cannot be written to.
     """
     require_writable(settings.resolved_runs_url)
+    uploaded = open_datasets(store, settings.resolved_runs_url)
     reconciler = Reconciler(
         store,
         backend,
         max_running_jobs=settings.max_running_jobs,
         max_attempts=settings.max_attempts,
         interval_s=settings.reconcile_interval_s,
+        resolve=uploaded.resolve,
     )
-    return ControlPlane(store, backend, reconciler, settings.resolved_runs_url, open_metrics=settings.open_metrics)
+    return ControlPlane(
+        store, backend, reconciler, settings.resolved_runs_url, uploaded, open_metrics=settings.open_metrics
+    )

@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 from service.api.event_feed import EventFeed
 from service.api.log_feed import LogFeed
 from service.backends.base import Backend
+from service.datasets.datasets import Datasets
 from service.reconcile import Reconciler
 from service.store.store import Store
 
@@ -24,6 +25,7 @@ class ControlPlane:
         backend: the cluster.
         reconciler: brings the two to agree.
         runs_url: root of the run directories.
+        datasets: what users have uploaded.
         open_metrics: whether anybody may read `/metrics`, without a key.
     """
 
@@ -31,6 +33,7 @@ class ControlPlane:
     backend: Backend
     reconciler: Reconciler
     runs_url: str
+    datasets: Datasets
     open_metrics: bool = False
 
     @cached_property

@@ -10,13 +10,16 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from service.api.openai_errors import openai_error, wants_openai_form
 from service.errors import (
     BackendUnavailableError,
     ConflictError,
+    InvalidDatasetError,
     InvalidSpecError,
     NotAuthenticatedError,
     NotAuthorizedError,
     NotFoundError,
+    NotReadyError,
     SleddogError,
     SourceNotFoundError,
 )
@@ -32,6 +35,8 @@ _STATUS_OF: dict[type[SleddogError], HTTPStatus] = {
     NotAuthorizedError: HTTPStatus.FORBIDDEN,
     NotFoundError: HTTPStatus.NOT_FOUND,
     ConflictError: HTTPStatus.CONFLICT,
+    NotReadyError: HTTPStatus.CONFLICT,
+    InvalidDatasetError: HTTPStatus.UNPROCESSABLE_ENTITY,
     InvalidSpecError: HTTPStatus.UNPROCESSABLE_ENTITY,
     SourceNotFoundError: HTTPStatus.UNPROCESSABLE_ENTITY,
     BackendUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
@@ -57,6 +62,8 @@ def _answer(
 ) -> JSONResponse:
     request.state.problem_code = code
     problem = Problem(title=status.phrase, status=status, detail=detail, code=code, errors=errors or [])
+    if wants_openai_form(request):
+        return openai_error(problem, headers)
     return JSONResponse(problem.model_dump(), status, headers, media_type="application/problem+json")
 
 
@@ -64,7 +71,9 @@ def _sleddog_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, SleddogError)
     status = _STATUS_OF.get(type(error), HTTPStatus.INTERNAL_SERVER_ERROR)
     errors = [FieldProblem(field=error.field, message=error.message)] if error.field else []
-    headers = {"WWW-Authenticate": "Bearer"} if status == HTTPStatus.UNAUTHORIZED else None
+    headers = {"WWW-Authenticate": "Bearer"} if status == HTTPStatus.UNAUTHORIZED else {}
+    if isinstance(error, NotReadyError):
+        headers["Retry-After"] = "1"
     return _answer(request, status, error.code, str(error), errors=errors, headers=headers)
 
 

@@ -18,10 +18,12 @@ from pydantic import TypeAdapter, ValidationError
 from service.errors import (
     BackendUnavailableError,
     ConflictError,
+    InvalidDatasetError,
     InvalidSpecError,
     NotAuthenticatedError,
     NotAuthorizedError,
     NotFoundError,
+    NotReadyError,
     ServiceUnreachableError,
     SleddogError,
     SourceNotFoundError,
@@ -60,10 +62,12 @@ _ERRORS: dict[str, type[SleddogError]] = {
     for error in (
         BackendUnavailableError,
         ConflictError,
+        InvalidDatasetError,
         InvalidSpecError,
         NotAuthenticatedError,
         NotAuthorizedError,
         NotFoundError,
+        NotReadyError,
         SourceNotFoundError,
     )
 }
@@ -74,7 +78,7 @@ class Call(Generic[Answer]):
     """One request.
 
     Attributes:
-        method, path, params, json, headers: as httpx takes them.
+        method, path, params, json, content, headers: as httpx takes them.
         read: makes the answer of a successful response.
         is_kept: the answer is worth keeping, for it is asked for again and again and mostly the same.
 
@@ -87,13 +91,15 @@ class Call(Generic[Answer]):
     read: Callable[[httpx.Response], Answer]
     params: Mapping[str, Any] = field(default_factory=dict)
     json: Any = None
+    content: bytes | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     is_kept: bool = False
 
     def request(self, http: httpx.Client | httpx.AsyncClient) -> httpx.Request:
         """The request for a transport."""
         params = {name: value for name, value in self.params.items() if value is not None}
-        return http.build_request(self.method, self.path, params=params, json=self.json, headers=dict(self.headers))
+        body: dict[str, Any] = {"json": self.json} if self.content is None else {"content": self.content}
+        return http.build_request(self.method, self.path, params=params, headers=dict(self.headers), **body)
 
 
 class KeptAnswers:
@@ -199,11 +205,12 @@ def _text(response: httpx.Response) -> str:
     return response.text
 
 
-def _nothing(_response: httpx.Response) -> None:
+def nothing(_response: httpx.Response) -> None:
     """There is no answer, or none as a whole: it is read as it comes."""
 
 
-def _model(kind: Any) -> Callable[[httpx.Response], Any]:
+def model(kind: Any) -> Callable[[httpx.Response], Any]:
+    """Reads an answer of a type."""
     adapter = TypeAdapter(kind)
     return lambda response: adapter.validate_json(response.content)
 
@@ -250,7 +257,7 @@ class RunCalls(Generic[AnyRun]):
 
     def delete(self, run_id: str, *, purge: bool) -> Call[None]:
         """DELETE …/{id}."""
-        return Call("DELETE", self.path_of(run_id), _nothing, params={"purge": purge})
+        return Call("DELETE", self.path_of(run_id), nothing, params={"purge": purge})
 
     def list_events(self, run_id: str, after: int, limit: int) -> Call[Page[JobEvent]]:
         """GET …/{id}/events."""
@@ -259,7 +266,7 @@ class RunCalls(Generic[AnyRun]):
     def stream_events(self, run_id: str, after: int, included: Included) -> Call[None]:
         """GET …/{id}/events:stream, whose answer is read message by message."""
         params = {"include": included, "after": after}
-        return Call("GET", f"{self.path_of(run_id, 'events')}:stream", _nothing, params=params)
+        return Call("GET", f"{self.path_of(run_id, 'events')}:stream", nothing, params=params)
 
     def get_logs(self, run_id: str, tail: int | None) -> Call[str]:
         """GET …/{id}/logs."""
@@ -268,7 +275,7 @@ class RunCalls(Generic[AnyRun]):
     def stream_logs(self, run_id: str, tail: int | None) -> Call[None]:
         """GET …/{id}/logs?follow=true, whose answer is read part by part."""
         params = {"tail": tail, "follow": True}
-        return Call("GET", self.path_of(run_id, "logs"), _nothing, params=params)
+        return Call("GET", self.path_of(run_id, "logs"), nothing, params=params)
 
     def list_artifacts(self, run_id: str, after: str | None, limit: int) -> Call[Page[Artifact]]:
         """GET …/{id}/artifacts."""
@@ -279,7 +286,7 @@ class RunCalls(Generic[AnyRun]):
         """GET …/{id}/artifacts/{path}, from a byte on, if the file is still the one that the ETag names."""
         headers = {"Range": f"bytes={start}-", "If-Range": etag} if start and etag else {}
         parts = path.split("/")
-        return Call("GET", self.path_of(run_id, "artifacts", *parts), _nothing, headers=headers)
+        return Call("GET", self.path_of(run_id, "artifacts", *parts), nothing, headers=headers)
 
     def read_snapshot(self, run: AnyRun, content: str) -> AnyRun:
         """How a run stands, by a snapshot, which leaves out the spec."""
@@ -290,26 +297,26 @@ class RunCalls(Generic[AnyRun]):
         return "/".join([self.path, *(quote(part, safe="") for part in (run_id, *parts))])
 
 
-JOBS = RunCalls("/v1/jobs", _model(Job), _model(Page[Job]))
-SWEEPS = RunCalls("/v1/sweeps", _model(Sweep), _model(Page[Sweep]))
+JOBS = RunCalls("/v1/jobs", model(Job), model(Page[Job]))
+SWEEPS = RunCalls("/v1/sweeps", model(Sweep), model(Page[Sweep]))
 
-_read_events = _model(Page[JobEvent])
-_read_metrics = _model(Page[StepMetrics])
-_read_series = _model(list[MetricSeries])
-_read_artifacts = _model(Page[Artifact])
-_read_checkpoints = _model(list[Checkpoint])
-_read_evaluations = _model(list[Evaluation])
-_read_diff = _model(JobDiff)
-_read_reproduction = _model(Reproduction)
-_read_validation = _model(Validation)
-_read_presets = _model(list[Preset])
-_read_health = _model(Health)
-_read_plan = _model(Plan)
-_read_report = _model(dict[str, Any])
-_read_results = _model(SweepResults)
-_read_trials = _model(Page[Trial])
-_read_beams = _model(Page[Candidate])
-_read_job_spec = _model(JobSpec)
+_read_events = model(Page[JobEvent])
+_read_metrics = model(Page[StepMetrics])
+_read_series = model(list[MetricSeries])
+_read_artifacts = model(Page[Artifact])
+_read_checkpoints = model(list[Checkpoint])
+_read_evaluations = model(list[Evaluation])
+_read_diff = model(JobDiff)
+_read_reproduction = model(Reproduction)
+_read_validation = model(Validation)
+_read_presets = model(list[Preset])
+_read_health = model(Health)
+_read_plan = model(Plan)
+_read_report = model(dict[str, Any])
+_read_results = model(SweepResults)
+_read_trials = model(Page[Trial])
+_read_beams = model(Page[Candidate])
+_read_job_spec = model(JobSpec)
 
 
 def plan_job(request: PlanRequest) -> Call[Plan]:

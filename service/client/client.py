@@ -19,7 +19,9 @@ import httpx
 
 from service.client import calls
 from service.client.calls import Call
+from service.client.datasets import AsyncDatasets, Datasets
 from service.client.jobs import AsyncJobs, Jobs
+from service.client.models import AsyncModels, Models
 from service.client.profile import find_connection
 from service.client.sweeps import AsyncSweeps, Sweeps
 from service.errors import InvalidSettingsError, NotAuthenticatedError
@@ -40,7 +42,10 @@ def _options(url: str | None, api_key: str | None, profile: str | None, timeout_
         raise InvalidSettingsError("this is no API key: it holds characters beyond ASCII")
     return {
         "base_url": connection.url,
-        "headers": {"Authorization": f"Bearer {connection.api_key.strip()}"},
+        "headers": {
+            "Authorization": f"Bearer {connection.api_key.strip()}",
+            "Accept": "application/json, application/problem+json",
+        },
         "timeout": timeout_s,
         "trust_env": not is_loopback(connection.url),
     }
@@ -83,6 +88,8 @@ class Client:
         self._kept = calls.KeptAnswers()
         self.jobs = Jobs(self)
         self.sweeps = Sweeps(self)
+        self.datasets = Datasets(self)
+        self.models = Models(self)
 
     def health(self) -> Health:
         """Whether the service answers."""
@@ -163,6 +170,8 @@ class AsyncClient:
         self._kept = calls.KeptAnswers()
         self.jobs = AsyncJobs(self)
         self.sweeps = AsyncSweeps(self)
+        self.datasets = AsyncDatasets(self)
+        self.models = AsyncModels(self)
 
     async def health(self) -> Health:
         """As `Client.health`."""

@@ -14,7 +14,7 @@ from service.rows.decompress import COMPRESSIONS
 from service.spec.data import DataSpec
 from service.spec.source import FileFormat, FileSet
 
-_EXTENSIONS: dict[str, FileFormat] = {
+EXTENSIONS: dict[str, FileFormat] = {
     "jsonl": "jsonl",
     "ndjson": "jsonl",
     "json": "json",
@@ -22,7 +22,7 @@ _EXTENSIONS: dict[str, FileFormat] = {
     "tsv": "tsv",
     "parquet": "parquet",
 }
-_NOT_READ = ("zip", "tar", "tgz", "7z", "rar", "lz4", "br", "lzma")
+NOT_READ = ("zip", "tar", "tgz", "7z", "rar", "lz4", "br", "lzma")
 _PACKAGE_EXTRAS = {"s3": "s3", "gs": "gcs"}
 
 
@@ -77,6 +77,10 @@ def files_of(files: FileSet, index: int, field: str) -> list[SourceFile]:
     Raises:
         SleddogError: as `find_files`.
     """
+    if files.uri.startswith("dataset://"):
+        raise InvalidSpecError(
+            f"{files.uri} is known to the service that it was uploaded to, and not here", f"{field}.uri"
+        )
     try:
         filesystem, path = url_to_fs(files.uri)
     except ImportError as error:
@@ -95,11 +99,11 @@ def files_of(files: FileSet, index: int, field: str) -> list[SourceFile]:
 
 def _format_of(path: str, files: FileSet, field: str) -> FileFormat:
     extensions = path.rpartition("/")[2].lower().split(".")[1:]
-    if extensions and extensions[-1] in _NOT_READ:
+    if extensions and extensions[-1] in NOT_READ:
         raise InvalidSpecError(f"cannot read {path}; unpack it, or compress each file by itself", f"{field}.uri")
     if extensions and extensions[-1] in COMPRESSIONS:
         extensions.pop()
-    known = files.format or (_EXTENSIONS.get(extensions[-1]) if extensions else None)
+    known = files.format or (EXTENSIONS.get(extensions[-1]) if extensions else None)
     if known is None:
         raise InvalidSpecError(f"cannot tell the format of {path} from its name", f"{field}.format")
     if files.header is not None and known not in ("csv", "tsv"):

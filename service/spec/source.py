@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from string import Formatter
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -9,7 +10,8 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator,
 
 from service.spec.base import SpecModel, conflict
 
-URI_SCHEMES = ("file", "s3", "gs", "hf")
+DATASET_ID = r"ds-[0-9a-f]{1,16}-[0-9a-f]{16}"
+URI_SCHEMES = ("file", "s3", "gs", "hf", "dataset")
 
 Role = Literal["system", "user", "assistant", "tool"]
 NamedForm = Literal["messages", "prompt_completion", "alpaca", "sharegpt"]
@@ -144,6 +146,8 @@ def _absolute(uri: str) -> str:
         raise ValueError("not an absolute URI; a relative path is resolved by the client, against the spec's file")
     if scheme not in URI_SCHEMES:
         raise ValueError(f"unknown scheme {scheme!r}; known: {', '.join(URI_SCHEMES)}")
+    if scheme == "dataset" and re.fullmatch(DATASET_ID, rest) is None:
+        raise ValueError(f"{rest!r} is no dataset's id")
     if scheme == "file" and not rest.startswith("/"):
         raise ValueError("the path of a file:// URI begins with a third slash")
     return uri
@@ -154,7 +158,7 @@ class FileSet(SpecModel):
 
     uri: Annotated[str, AfterValidator(_absolute)]
     """Absolute URI of a file, or a glob of files: `file://`, `s3://`, `gs://` or `hf://datasets/…`; plain or compressed
-    (.gz, .bz2, .xz, .zst)."""
+    (.gz, .bz2, .xz, .zst). `dataset://<id>` is a file that was uploaded to the service."""
     format: FileFormat | None = None
     """File format; by default told from the file name's extension. TSV is read without quoting."""
     header: tuple[ColumnName, ...] | None = Field(default=None, min_length=1)

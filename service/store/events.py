@@ -56,7 +56,7 @@ class EventTables(RunTables):
         )
         with self._transaction() as session:
             rows = session.scalars(query).all()
-        return [_event(row) for row in rows[:limit]], len(rows) > limit
+        return [read_event(row) for row in rows[:limit]], len(rows) > limit
 
     def find_verdict(self, run_id: str, attempt: int) -> JobEvent | None:
         """An attempt's own last word, `job.finished` or `job.failed`; None when it said neither."""
@@ -66,7 +66,7 @@ class EventTables(RunTables):
             .order_by(EventRow.sequence.desc())
         )
         with self._transaction() as session:
-            verdicts = [_event(row) for row in session.scalars(query)]
+            verdicts = [read_event(row) for row in session.scalars(query)]
         return next((event for event in verdicts if event.attempt == attempt), None)
 
     def list_metrics(
@@ -94,5 +94,6 @@ class EventTables(RunTables):
         return metrics, len(rows) > limit
 
 
-def _event(row: EventRow) -> JobEvent:
+def read_event(row: EventRow) -> JobEvent:
+    """The resource that a row holds."""
     return JobEvent.model_validate({**row.event, "sequence": row.sequence})

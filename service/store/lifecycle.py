@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import delete
 
 from service.errors import ConflictError
-from service.store.models import EventRow, IdempotencyRow, JobRow, SegmentRow
+from service.store.models import EventRow, FineTuningRow, IdempotencyRow, JobDatasetRow, JobRow, SegmentRow
 from service.store.runs import AnyRun
 from service.store.transitions import TransitionTables
 
@@ -40,7 +40,7 @@ class LifecycleTables(TransitionTables):
         """
         run = self.require_ended(resource, run_id)
         with self._transaction() as session:
-            for table in (EventRow, SegmentRow):
+            for table in (EventRow, SegmentRow, FineTuningRow, JobDatasetRow):
                 session.execute(delete(table).where(table.job_id == run_id))
             made_it = (IdempotencyRow.kind == run.kind) & (IdempotencyRow.made_id == run_id)
             session.execute(delete(IdempotencyRow).where(made_it))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, Dialect, ForeignKey, Index, String, TypeDecorator
+from sqlalchemy import JSON, BigInteger, DateTime, Dialect, ForeignKey, Index, String, TypeDecorator
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -152,3 +152,80 @@ class AuditRow(Base):
     target: Mapped[str] = mapped_column(String(512))
     outcome: Mapped[str] = mapped_column(String(16))
     code: Mapped[str | None] = mapped_column(String(64))
+
+
+class DatasetRow(Base):
+    """One uploaded file. A deleted one stays as a row, so that a job's past can still be told."""
+
+    __tablename__ = "datasets"
+    id: Mapped[str] = mapped_column(String(63), primary_key=True)
+    project_id: Mapped[str] = mapped_column(String(40))
+    created_by: Mapped[str | None] = mapped_column(String(100))
+    name: Mapped[str] = mapped_column(String(255))
+    file_name: Mapped[str] = mapped_column(String(32))
+    format: Mapped[str] = mapped_column(String(16))
+    status: Mapped[str] = mapped_column(String(16), index=True)
+    purpose: Mapped[str | None] = mapped_column(String(32))
+    num_bytes: Mapped[int] = mapped_column(BigInteger)
+    part_bytes: Mapped[int]
+    num_parts: Mapped[int]
+    sha256: Mapped[str | None] = mapped_column(String(64))
+    decompressed_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    ready_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    claimed_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+    __table_args__ = (Index("ix_datasets_project", "project_id", "created_at", "id"),)
+
+
+class DatasetPartRow(Base):
+    """A part that has arrived, by the hash of its content."""
+
+    __tablename__ = "dataset_parts"
+    dataset_id: Mapped[str] = mapped_column(ForeignKey("datasets.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    num_bytes: Mapped[int]
+    sha256: Mapped[str] = mapped_column(String(64))
+
+
+class DatasetScanRow(Base):
+    """One pass over a dataset, read in one way; `result` holds what `validate` and `statistics` answer."""
+
+    __tablename__ = "dataset_scans"
+    dataset_id: Mapped[str] = mapped_column(ForeignKey("datasets.id"), primary_key=True)
+    reading_sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    reading: Mapped[dict[str, Any]] = mapped_column(JSON)
+    status: Mapped[str] = mapped_column(String(16), index=True)
+    result: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    claimed_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class JobDatasetRow(Base):
+    """A job or a sweep reads a dataset."""
+
+    __tablename__ = "job_datasets"
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    dataset_id: Mapped[str] = mapped_column(ForeignKey("datasets.id"), primary_key=True, index=True)
+
+
+class FineTuningRow(Base):
+    """The request in OpenAI's form that a job came by."""
+
+    __tablename__ = "fine_tuning_requests"
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    request: Mapped[dict[str, Any]] = mapped_column(JSON)
+    is_paused: Mapped[bool] = mapped_column(default=False)
+
+
+class RegisteredModelRow(Base):
+    """A checkpoint that a project has given a name."""
+
+    __tablename__ = "registered_models"
+    project_id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    uri: Mapped[str]
+    created_by: Mapped[str | None] = mapped_column(String(100))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
 
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
+from service.datasets.references import referenced_datasets
 from service.errors import NotFoundError
 from service.spec.job import JobSpec
 from service.spec.resources import Job, Run, RunKind, Sweep
 from service.spec.run_filter import EVERYTHING, RunFilter
 from service.spec.sweep import SweepSpec
+from service.store.datasets import use_datasets
 from service.store.event_log import append_events, status_event
 from service.store.idempotency import IdempotencyTables, once
 from service.store.models import JobRow
@@ -43,6 +46,8 @@ class RunTables(IdempotencyTables):
         runs_url: str,
         idempotency_key: str | None = None,
         retry_of: str | None = None,
+        *,
+        beside: Callable[[Session, str], None] | None = None,
     ) -> tuple[AnyRun, bool]:
         """Accept a job or a sweep.
 
@@ -52,6 +57,7 @@ class RunTables(IdempotencyTables):
             runs_url: root of the run directories.
             idempotency_key: the same key with the same spec gives the same one again.
             retry_of: id of the job that this one is a retry of, if it is.
+            beside: writes more of a new one, by its id, in the same transaction.
 
         Returns:
             What was accepted, and whether it is new.
@@ -63,6 +69,10 @@ class RunTables(IdempotencyTables):
         def make(session: Session) -> str:
             row = self._new_row(resource.kind, spec, runs_url, retry_of)
             session.add(row)
+            session.flush()
+            use_datasets(session, row.project_id, row.id, referenced_datasets(row.spec))
+            if beside is not None:
+                beside(session, row.id)
             append_events(session, row.id, [status_event(None, "queued", attempt=0)])
             self._record(session, f"/v1/{resource.kind}s/{row.id}")
             return row.id

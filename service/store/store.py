@@ -9,13 +9,26 @@ from __future__ import annotations
 from service.store.accounts import AccountTables
 from service.store.audit import AuditTables
 from service.store.counts import CountTables
-from service.store.events import EventTables
+from service.store.dataset_claims import DatasetClaimTables
+from service.store.datasets import DatasetTables
+from service.store.fine_tuning import FineTuningTables
 from service.store.heads import HeadTables
 from service.store.lifecycle import LifecycleTables
+from service.store.registered_models import RegisteredModelTables
 
 
-class Store(EventTables, HeadTables, CountTables, LifecycleTables, AccountTables, AuditTables):
-    """Jobs and sweeps, their events; projects, users, API keys, and the record of what they did.
+class Store(
+    FineTuningTables,
+    HeadTables,
+    CountTables,
+    LifecycleTables,
+    DatasetTables,
+    DatasetClaimTables,
+    RegisteredModelTables,
+    AccountTables,
+    AuditTables,
+):
+    """Jobs and sweeps, their events; datasets; models; projects, users, API keys, and the record of what they did.
 
     Made with a database it sees all, as the service itself does; `store.of(principal)` sees one project.
     """

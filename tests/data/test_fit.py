@@ -18,7 +18,8 @@ from ray_jobs.data.packed_rows import PackedRows
 from ray_jobs.data.parquet_files import parquet_writer, part_url, read_parquet
 from ray_jobs.data.prepare import _Packer
 from ray_jobs.data.tasks import CONVERSATION_SCHEMA, tokenise_file
-from ray_jobs.data.tokenise import END, START, ChatTokenizer
+from ray_jobs.data.tokenise import ChatTokenizer
+from service.rows.chatml import END, START
 from service.rows.formats import Conversation, Turn
 from service.spec.job import JobSpec
 

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from ray_jobs.data.tokenise import CHAT_TEMPLATE, ChatTokenizer, train_bpe
 from ray_jobs.data.tokenizer_files import make_tokenizer, tokenizer_identity
 from service.errors import InvalidSpecError, SourceNotFoundError
+from service.rows.chatml import segments
 from service.rows.formats import ROLES, Conversation, Turn
 from service.spec.model import ModelSpec
 from tests.data.conftest import TEXTS
@@ -49,6 +50,16 @@ def test_a_reply_is_trained_with_its_end_and_nothing_else(
     end = hugging_face.encode("\n")
     assert rendered.tokens.tolist() == [*before, *reply, *end]
     assert rendered.trained.tolist() == [False] * len(before) + [True] * len(reply) + [False] * len(end)
+
+
+@pytest.mark.parametrize("conversation", CONVERSATIONS)
+def test_the_text_without_a_tokenizer_is_trained_in_the_same_places(
+    chat: ChatTokenizer, hugging_face: PreTrainedTokenizerFast, conversation: Conversation
+) -> None:
+    [rendered] = chat.render([conversation])
+    pieces = list(segments(conversation))
+    assert "".join(piece.text for piece in pieces) == hugging_face.decode(rendered.tokens)
+    assert "".join(piece.text for piece in pieces if piece.is_trained) == trained_text(chat, hugging_face, conversation)
 
 
 def test_a_short_reply_that_occurs_earlier_is_trained_in_its_place_only(

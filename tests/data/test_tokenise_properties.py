@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from ray_jobs.data.tokenise import END, START, ChatTokenizer
+from ray_jobs.data.tokenise import ChatTokenizer
+from service.rows.chatml import END, START
 from service.rows.formats import ROLES, Conversation, Turn
 
 PIECES = [START, END, "<|im_", "start|>", "|>", "\n", " ", "  ", "assistant", "user\n", "a", "café", "日本", "🐕", "\t"]

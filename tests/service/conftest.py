@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import uvicorn
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from service.api.app import create_app
 from service.api.dependencies import ControlPlane
 from service.api.server import Server
 from service.client.client import Client
+from service.datasets.datasets import Datasets, open_datasets
+from service.datasets.limits import DatasetLimits
 from service.reconcile import Reconciler
 from service.spec.job import JobSpec
 from service.spec.sweep import SweepSpec
@@ -37,13 +40,37 @@ def backend() -> RecordingBackend:
 
 
 @pytest.fixture
-def reconciler(store: Store, backend: RecordingBackend) -> Reconciler:
-    return Reconciler(store, backend, max_running_jobs=1, max_attempts=3, interval_s=60.0, unwanted_interval_s=0.0)
+def datasets(store: Store, tmp_path: Path) -> Datasets:
+    """Its worker's threads are not started: tests have it work by hand, or use `working`."""
+    return open_datasets(store, str(tmp_path / "runs"), DatasetLimits(min_part_bytes=1, max_bytes=10_000_000))
 
 
 @pytest.fixture
-def parts(store: Store, backend: RecordingBackend, reconciler: Reconciler, tmp_path: Path) -> ControlPlane:
-    return ControlPlane(store, backend, reconciler, str(tmp_path / "runs"))
+def working(datasets: Datasets) -> Iterator[None]:
+    """The worker of the datasets at work."""
+    datasets.worker.start()
+    yield
+    datasets.worker.stop()
+
+
+@pytest.fixture
+def reconciler(store: Store, backend: RecordingBackend, datasets: Datasets) -> Reconciler:
+    return Reconciler(
+        store,
+        backend,
+        max_running_jobs=1,
+        max_attempts=3,
+        interval_s=60.0,
+        resolve=datasets.resolve,
+        unwanted_interval_s=0.0,
+    )
+
+
+@pytest.fixture
+def parts(
+    store: Store, backend: RecordingBackend, reconciler: Reconciler, datasets: Datasets, tmp_path: Path
+) -> ControlPlane:
+    return ControlPlane(store, backend, reconciler, str(tmp_path / "runs"), datasets)
 
 
 @pytest.fixture
@@ -54,17 +81,23 @@ def key(store: Store) -> str:
 
 
 @pytest.fixture
-def http(parts: ControlPlane, key: str) -> TestClient:
-    """The real application, in process; the reconciler's loop is not started, tests look at the cluster by hand."""
-    return TestClient(create_app(parts), headers={"Authorization": f"Bearer {key}"}, raise_server_exceptions=False)
+def app(parts: ControlPlane) -> FastAPI:
+    """The real application, made once: while it serves, its threads' warnings and those of making it would mix."""
+    return create_app(parts)
 
 
 @pytest.fixture
-def url(parts: ControlPlane) -> Iterator[str]:
+def http(app: FastAPI, key: str) -> TestClient:
+    """The application in process; the reconciler's loop is not started, tests look at the cluster by hand."""
+    return TestClient(app, headers={"Authorization": f"Bearer {key}"}, raise_server_exceptions=False)
+
+
+@pytest.fixture
+def url(app: FastAPI) -> Iterator[str]:
     """The same over a real socket; still without the reconciler's loop."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        server = Server(uvicorn.Config(create_app(parts), lifespan="off", log_level="warning"))
+        server = Server(uvicorn.Config(app, lifespan="off", log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -32,7 +32,20 @@ def run(*arguments: str) -> tuple[int, str]:
 def test_help_names_every_command_and_version_is_told() -> None:
     code, text = run("--help")
     assert code == 0
-    for name in ("serve", "run", "validate", "submit", "jobs", "watch", "logs", "cancel", "report", "data", "sweep"):
+    for name in (
+        "serve",
+        "run",
+        "validate",
+        "submit",
+        "jobs",
+        "watch",
+        "logs",
+        "cancel",
+        "report",
+        "data",
+        "datasets",
+        "sweep",
+    ):
         assert name in text
         assert run(name, "--help")[0] == 0
     assert run("--version")[1].startswith("sleddog ")
