@@ -20,6 +20,8 @@ from service.errors import SleddogError
 
 _PROGRESS_INTERVAL_S = 0.25
 
+_logger = logging.getLogger(__name__)
+
 Work = Callable[[RunDirectory, EventWriter, int], str]
 """All that a driver does, of a run, with its events, in an attempt; Ray is connected. Returns the report's URL."""
 
@@ -33,7 +35,8 @@ def drive(module: str, work: Work, arguments: Sequence[str] | None = None) -> in
         arguments: of the command line.
 
     Returns:
-        0; what the work raises is told as the last event, and raised on.
+        0, or 1 where another driver has started this attempt; what the work raises is told as the last event, and
+        raised on.
     """
     parser = argparse.ArgumentParser(prog=f"python -m {module}")
     parser.add_argument("--run-url", required=True, help="run directory, with the spec in it")
@@ -41,6 +44,9 @@ def drive(module: str, work: Work, arguments: Sequence[str] | None = None) -> in
     options = parser.parse_args(arguments)
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     run = RunDirectory(options.run_url)
+    if not run.claim_attempt(options.attempt):
+        _logger.error("attempt %d was started before, and may still run; this driver leaves it alone", options.attempt)
+        return 1  # without a word: the control plane starts the next attempt, which the first one cannot disturb
     with EventWriter(run, "driver", options.attempt) as events:
         events.emit("job.started")
         events.flush()

@@ -1,6 +1,7 @@
 """The run directory: all that a job leaves behind, on any filesystem that fsspec knows.
 
     <root>/<job id>/spec.json            the JobSpec
+                    attempts/<n>         says that attempt n was started
                     events/*.jsonl       immutable numbered segments (`service.spec.event`)
                     checkpoints/         Ray Train's storage, a folder an attempt
                     evals/*.json         held-out loss, samples and routing, before, during and after
@@ -47,6 +48,7 @@ from service.spec.job import JobSpec
 from service.spec.sweep import SweepSpec
 
 CHECKPOINTS_DIRECTORY = "checkpoints"
+ATTEMPTS_DIRECTORY = "attempts"
 
 _logger = logging.getLogger(__name__)
 
@@ -102,6 +104,27 @@ class RunDirectory:
         with fsspec.open(self.join(SPEC_FILE), "rb") as file:
             content: bytes = file.read()
         return content
+
+    def claim_attempt(self, attempt: int) -> bool:
+        """Mark an attempt as started, once.
+
+        Two drivers may be started for the same one: when a Ray head dies right after it took a submission, the next
+        head knows nothing of it and takes it again, while the first driver lives on.
+
+        Returns:
+            False when it was marked before. Exact on local and network filesystems, and on object stores that know
+            conditional writes.
+        """
+        filesystem, path = url_to_fs(self.join(ATTEMPTS_DIRECTORY, str(attempt)))
+        filesystem.makedirs(os.path.dirname(path), exist_ok=True)
+        try:
+            if isinstance(filesystem, LocalFileSystem):
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+            else:
+                filesystem.pipe_file(path, b"", mode="create")
+        except FileExistsError:
+            return False
+        return True
 
     def write_json(self, name: str, document: dict[str, Any]) -> str:
         """Write a document; returns its URL."""

@@ -150,6 +150,12 @@ class BackendUnavailableError(SleddogError, ConnectionError):
     fault = "infrastructure"
 
 
+class BackendRefusedError(BackendUnavailableError):
+    """The Ray cluster answered, and did not do what it was asked."""
+
+    code = "backend_refused"
+
+
 class NotAuthenticatedError(SleddogError, PermissionError):
     """No API key, or a wrong one."""
 

@@ -31,6 +31,7 @@ from service.api import (
 )
 from service.api.audit_middleware import AuditMiddleware
 from service.api.dependencies import ControlPlane
+from service.attempts import Limits
 from service.backends.base import Backend
 from service.backends.local_ray import LocalRay
 from service.backends.ray_jobs import RayJobs
@@ -158,7 +159,7 @@ def assemble(settings: Settings, store: Store, backend: Backend) -> ControlPlane
         store,
         backend,
         max_running_jobs=settings.max_running_jobs,
-        max_attempts=settings.max_attempts,
+        limits=Limits(max_attempts=settings.max_attempts),
         interval_s=settings.reconcile_interval_s,
         resolve=uploaded.resolve,
     )

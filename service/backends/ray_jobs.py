@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from service.backends.base import AttemptState
-from service.errors import BackendUnavailableError, ConflictError
+from service.errors import BackendRefusedError, BackendUnavailableError, ConflictError
 from service.spec.resources import RunKind
 
 _STATES: dict[str, AttemptState] = {
@@ -95,7 +95,8 @@ class RayJobs:
         """Start the driver of a job or a sweep; when this very attempt was submitted before, do nothing.
 
         Raises:
-            BackendUnavailableError: Ray did not answer, or refused.
+            BackendUnavailableError: Ray did not answer.
+            BackendRefusedError: it answered that it would not.
             ConflictError: the id is taken by an attempt with another spec.
         """
         command = [self._python, "-m", self._modules[kind], "--run-url", run_url, "--attempt", str(attempt)]
@@ -109,7 +110,9 @@ class RayJobs:
             return
         existing = self._find(submission_id)
         if existing is None:
-            self._require_success(answer)
+            if answer.status_code < 500 or answer.status_code == httpx.codes.INTERNAL_SERVER_ERROR:
+                raise BackendRefusedError(f"Ray answered {answer.status_code}: {answer.text[:500]}")
+            self._require_success(answer)  # a proxy's answers, 502 to 504, say nothing of Ray
         elif (existing["metadata"] or {}).get(_HASH) != spec_sha256:
             raise ConflictError(f"Ray already runs another {submission_id}")
 

@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from service.errors import Fault
 
 RunKind = Literal["job", "sweep"]
-JobStatus = Literal["queued", "submitting", "running", "cancelling", "succeeded", "failed", "cancelled"]
+JobStatus = Literal["queued", "submitting", "running", "preempting", "cancelling", "succeeded", "failed", "cancelled"]
 TERMINAL_STATUSES: frozenset[JobStatus] = frozenset({"succeeded", "failed", "cancelled"})
-ACTIVE_STATUSES: frozenset[JobStatus] = frozenset({"submitting", "running", "cancelling"})
+ACTIVE_STATUSES: frozenset[JobStatus] = frozenset({"submitting", "running", "preempting", "cancelling"})
 
 
 class Resource(BaseModel):

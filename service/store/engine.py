@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Engine, create_engine, event, select
+from sqlalchemy import Engine, create_engine, event, select, text
 from sqlalchemy.orm import Session
 
 from service.spec.access import DEFAULT_PROJECT
@@ -18,6 +18,11 @@ from service.store.principal import Principal
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 _SQLITE_BUSY_TIMEOUT_MS = 10_000
+_MIGRATION_LOCK = {
+    # Python's driver begins a transaction before INSERT, but not before CREATE TABLE: half a schema would stay
+    "sqlite": text("BEGIN IMMEDIATE"),
+    "postgresql": text("SELECT pg_advisory_xact_lock(7533364)"),
+}
 
 
 def open_engine(url: str) -> Engine:
@@ -34,10 +39,11 @@ def open_engine(url: str) -> Engine:
 
 
 def migrate(engine: Engine) -> None:
-    """Bring the schema to this version; safe to repeat."""
+    """Bring the schema to this version, wholly or not at all; safe to repeat, and to ask for twice at a time."""
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     with engine.begin() as connection:
+        connection.execute(_MIGRATION_LOCK[engine.dialect.name])
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
 

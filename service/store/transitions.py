@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import select, update
 
 from service.errors import ConflictError
-from service.spec.resources import JobError, JobStatus, Run
+from service.spec.resources import TERMINAL_STATUSES, JobError, JobStatus, Run
 from service.store.event_log import append_events, status_event
 from service.store.models import JobRow
 from service.store.runs import AnyRun, RunTables, read_run
@@ -19,9 +19,8 @@ class TransitionTables(RunTables):
 
     def unfinished(self) -> list[Run]:
         """All jobs and sweeps that have not ended, oldest first."""
-        statuses = ("queued", "submitting", "running", "cancelling")
         with self._transaction() as session:
-            query = select(JobRow).where(JobRow.status.in_(statuses)).order_by(JobRow.created_at, JobRow.id)
+            query = select(JobRow).where(JobRow.status.not_in(TERMINAL_STATUSES)).order_by(JobRow.created_at, JobRow.id)
             return [read_run(row, None) for row in session.scalars(query)]
 
     def change_status(

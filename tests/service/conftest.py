@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 from service.api.app import create_app
 from service.api.dependencies import ControlPlane
 from service.api.server import Server
+from service.attempts import Limits
 from service.client.client import Client
 from service.datasets.datasets import Datasets, open_datasets
 from service.datasets.limits import DatasetLimits
@@ -59,8 +60,8 @@ def reconciler(store: Store, backend: RecordingBackend, datasets: Datasets) -> R
         store,
         backend,
         max_running_jobs=1,
-        max_attempts=3,
         interval_s=60.0,
+        limits=Limits(backoff_s=0.0),
         resolve=datasets.resolve,
         unwanted_interval_s=0.0,
     )

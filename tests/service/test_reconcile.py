@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ray_jobs.run_directory import EventWriter, RunDirectory
+from service.attempts import Limits
 from service.reconcile import Reconciler
 from service.spec.event import EventType
 from service.spec.job import JobSpec
@@ -42,7 +43,7 @@ def test_a_crash_between_submit_and_its_record_submits_the_same_attempt_again(
     store: Store, backend: RecordingBackend, job: Job
 ) -> None:
     def fresh() -> Reconciler:
-        return Reconciler(store, backend, max_running_jobs=1, max_attempts=3, interval_s=60.0)
+        return Reconciler(store, backend, max_running_jobs=1, interval_s=60.0)
 
     look(fresh())
     backend.submit(f"{job.id}-a1", "job", job.run_url, 1, job.spec_sha256)  # and then the control plane died
@@ -222,9 +223,7 @@ def test_a_driver_of_an_earlier_attempt_is_stopped(
 def test_a_job_cancelled_while_it_was_submitted_is_stopped_at_once(
     store: Store, backend: RecordingBackend, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reconciler = Reconciler(
-        store, backend, max_running_jobs=1, max_attempts=3, interval_s=60.0, unwanted_interval_s=60.0
-    )
+    reconciler = Reconciler(store, backend, max_running_jobs=1, interval_s=60.0, unwanted_interval_s=60.0)
     look(reconciler)
     submit = backend.submit
 
@@ -242,7 +241,7 @@ def test_one_jobs_trouble_is_not_anothers(
     store: Store, backend: RecordingBackend, job: Job, spec: JobSpec, tmp_path: Path
 ) -> None:
     second, _ = store.create(Job, spec, str(tmp_path / "runs"))
-    reconciler = Reconciler(store, backend, max_running_jobs=2, max_attempts=3, interval_s=60.0)
+    reconciler = Reconciler(store, backend, max_running_jobs=2, interval_s=60.0)
     (tmp_path / "runs").mkdir()
     Path(job.run_url).write_text("in the way")
     look(reconciler, 2)
@@ -275,7 +274,7 @@ def test_one_runs_while_others_wait(
 
 
 def test_two_replicas_racing_submit_once_and_ingest_once(store: Store, backend: RecordingBackend, job: Job) -> None:
-    replicas = [Reconciler(store, backend, max_running_jobs=1, max_attempts=3, interval_s=60.0) for _ in range(4)]
+    replicas = [Reconciler(store, backend, max_running_jobs=1, interval_s=60.0) for _ in range(4)]
     with EventWriter(RunDirectory(job.run_url), "driver", attempt=1) as events:
         for step in range(1, 51):
             events.emit("train.step", stage="train", step=step, total_steps=50, loss=1.0)
@@ -292,3 +291,103 @@ def test_two_replicas_racing_submit_once_and_ingest_once(store: Store, backend: 
     assert [event.data["step"] for event in stored if event.type == "train.step"] == list(range(1, 51))
     assert [event.data["new"] for event in stored if event.type == "job.status"] == ["queued", "submitting", "running"]
     assert [event.sequence for event in stored] == list(range(1, 54))
+
+
+def fail(job: Job, attempt: int, **data: Any) -> None:
+    with EventWriter(RunDirectory(job.run_url), "driver", attempt=attempt) as events:
+        events.emit("job.failed", message="no room on the disk", **data)
+
+
+def test_a_fault_of_the_infrastructure_is_tried_again_and_then_believed(
+    store: Store, reconciler: Reconciler, backend: RecordingBackend, job: Job
+) -> None:
+    look(reconciler, 2)
+    for attempt in (1, 2):
+        fail(job, attempt, code="storage_unavailable", fault="infrastructure")
+        backend.states[f"{job.id}-a{attempt}"] = ("failed", "exit code 1")
+        look(reconciler, 2)
+        assert (store.get(Job, job.id).status, store.get(Job, job.id).attempt) == ("running", attempt + 1)
+    fail(job, 3, code="storage_unavailable", fault="infrastructure")
+    backend.states[f"{job.id}-a3"] = ("failed", "exit code 1")
+    look(reconciler)
+    error = store.get(Job, job.id).error
+    assert error is not None
+    assert (error.code, error.message) == ("storage_unavailable", "no room on the disk, 3 times")
+
+
+@pytest.mark.parametrize("fault", ["user", "data", "numerics"])
+def test_what_another_attempt_cannot_mend_is_final(
+    store: Store, reconciler: Reconciler, backend: RecordingBackend, job: Job, fault: str
+) -> None:
+    look(reconciler, 2)
+    fail(job, 1, code="non_finite_loss", fault=fault)
+    backend.states[f"{job.id}-a1"] = ("failed", "exit code 1")
+    look(reconciler, 2)
+    assert (store.get(Job, job.id).status, store.get(Job, job.id).attempt) == ("failed", 1)
+
+
+class Clock:
+    """Shows what it is set to."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_each_attempt_waits_longer_than_the_one_before(store: Store, backend: RecordingBackend, job: Job) -> None:
+    clock = Clock()
+    limits = Limits(max_attempts=4, backoff_s=2.0)
+    reconciler = Reconciler(store, backend, max_running_jobs=1, interval_s=60.0, limits=limits, clock=clock)
+    look(reconciler, 2)
+    for attempt, pause_s in ((2, 2.0), (3, 8.0), (4, 32.0)):
+        backend.states.clear()
+        look(reconciler, 2)
+        clock.now += pause_s - 0.1
+        look(reconciler)
+        assert backend.submitted[-1] == f"{job.id}-a{attempt - 1}"
+        clock.now += 0.2
+        look(reconciler)
+        assert backend.submitted[-1] == f"{job.id}-a{attempt}"
+
+
+def test_a_driver_that_ray_never_starts_is_lost_when_its_time_is_up_and_an_outage_is_not_counted(
+    store: Store, backend: RecordingBackend, job: Job
+) -> None:
+    clock = Clock()
+    limits = Limits(max_attempts=1, start_timeout_s=600.0)
+    reconciler = Reconciler(store, backend, max_running_jobs=1, interval_s=60.0, limits=limits, clock=clock)
+    look(reconciler, 2)
+    backend.states[f"{job.id}-a1"] = ("pending", "")
+    look(reconciler)
+    clock.now += 599
+    backend.is_down = True
+    look(reconciler)
+    backend.is_down = False
+    look(reconciler)
+    clock.now += 599
+    look(reconciler)
+    assert store.get(Job, job.id).status == "running"
+    clock.now += 2
+    look(reconciler)
+    error = store.get(Job, job.id).error
+    assert error is not None
+    assert (error.code, error.message) == ("driver_lost", "Ray did not start the driver within 600 s")
+    assert backend.stopped == [f"{job.id}-a1"]
+
+
+def test_a_cancel_that_ray_does_not_carry_out_ends_all_the_same(
+    store: Store, backend: RecordingBackend, job: Job
+) -> None:
+    clock = Clock()
+    reconciler = Reconciler(store, backend, max_running_jobs=1, interval_s=60.0, unwanted_interval_s=0.0, clock=clock)
+    look(reconciler, 2)
+    store.request_cancel(Job, job.id)
+    look(reconciler)
+    clock.now += 61
+    look(reconciler)
+    assert store.get(Job, job.id).status == "cancelled"
+    backend.stopped.clear()
+    clock.now += 1
+    look(reconciler)
+    assert backend.stopped == [f"{job.id}-a1"], "and is stopped whenever it is seen"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,13 @@ def test_closing_says_that_events_were_lost(tmp_path: Path) -> None:
     events.emit("job.started")
     with pytest.raises(OSError, match=EVENTS_DIRECTORY):
         events.close()
+
+
+def test_an_attempt_is_started_once(tmp_path: Path) -> None:
+    run = RunDirectory(f"{tmp_path}/run")
+    with ThreadPoolExecutor(8) as drivers:
+        claims = list(drivers.map(lambda _: run.claim_attempt(1), range(8)))
+    assert claims.count(True) == 1
+    assert run.claim_attempt(2)
+    remote = RunDirectory("memory://claims/run")
+    assert [remote.claim_attempt(1), remote.claim_attempt(1)] == [True, False]

@@ -1,0 +1,1 @@
+"""What starts next: pure rules, without store, clock or cluster."""
