@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, field_validator
 from pydantic_core import PydanticCustomError
+
+_NOT_STORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 class SpecModel(BaseModel):
@@ -34,13 +37,13 @@ class SpecModel(BaseModel):
 def _require_storable(value: object) -> None:
     """Refuse text that JSON can carry and no database or file can: half a surrogate pair, or a NUL."""
     if isinstance(value, str):
-        if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+        if _NOT_STORABLE.search(value):
             raise ValueError("holds a NUL or half a surrogate pair, which cannot be stored")
-    elif isinstance(value, Mapping):
+    elif isinstance(value, dict):
         for key, item in value.items():
             _require_storable(key)
             _require_storable(item)
-    elif isinstance(value, tuple):
+    elif isinstance(value, tuple | list):
         for item in value:
             _require_storable(item)
 

@@ -18,6 +18,8 @@ from service.store.principal import Principal
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 _SQLITE_BUSY_TIMEOUT_MS = 10_000
+_POOL_SIZE = 40
+"""Connections that are kept: as many as a service has threads, or it would open and close them under load."""
 _MIGRATION_LOCK = {
     # Python's driver begins a transaction before INSERT, but not before CREATE TABLE: half a schema would stay
     "sqlite": text("BEGIN IMMEDIATE"),
@@ -27,7 +29,7 @@ _MIGRATION_LOCK = {
 
 def open_engine(url: str) -> Engine:
     """Connect, with SQLite made durable and concurrent: write-ahead log, waits instead of failing, foreign keys."""
-    engine = create_engine(url)
+    engine = create_engine(url, pool_size=_POOL_SIZE)
     if engine.dialect.name == "sqlite":
 
         @event.listens_for(engine, "connect")
