@@ -41,6 +41,7 @@ from service.result_commands import result_app
 from service.settings import Settings
 from service.spec.resources import JobStatus
 from service.sweep_commands import sweep_app
+from service.webhook_commands import webhook_app
 
 app = typer.Typer(no_args_is_help=True)
 app.add_typer(follow_app)
@@ -49,6 +50,7 @@ app.add_typer(lifecycle_app)
 app.add_typer(data_app, name="data")
 app.add_typer(datasets_app, name="datasets")
 app.add_typer(sweep_app, name="sweep")
+app.add_typer(webhook_app, name="webhook")
 app.add_typer(advise_app, name="advise")
 
 SpecFile = Annotated[Path, typer.Argument(help="A job's spec: YAML, TOML or JSON.")]
@@ -96,6 +98,9 @@ def serve(
     open_metrics: Annotated[
         bool, typer.Option("--open-metrics", help="Let other machines read /metrics without a key.")
     ] = False,
+    allow_private_webhooks: Annotated[
+        bool, typer.Option("--allow-private-webhooks", help="Let webhooks lead into this network, and to http://.")
+    ] = False,
 ) -> None:
     """Run the service until Ctrl-C."""
     from service.serve import ensure_first_key
@@ -111,6 +116,7 @@ def serve(
         driver_python=sys.executable if ray_dashboard_url is None else "python",
         max_running_jobs=max_running_jobs,
         open_metrics=open_metrics,
+        allow_private_webhooks=allow_private_webhooks,
     )
     if key := ensure_first_key(settings):
         out.print(f"API key, shown this once: [bold]{key}[/bold]", highlight=False, soft_wrap=True)

@@ -31,6 +31,7 @@ class Settings:
         max_attempts: starts of a job's driver before a lost one counts as failure.
         reconcile_interval_s: seconds between two looks at the cluster.
         open_metrics: let anybody read `/metrics` without a key; else only from this machine.
+        allow_private_webhooks: let receivers of messages be in the service's own network, and without TLS.
     """
 
     data_dir: Path
@@ -45,6 +46,7 @@ class Settings:
     max_attempts: int = 3
     reconcile_interval_s: float = 0.5
     open_metrics: bool = False
+    allow_private_webhooks: bool = False
 
     def __post_init__(self) -> None:
         if self.ray_dashboard_url is not None and self.ray_token_path is None:

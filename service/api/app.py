@@ -28,6 +28,7 @@ from service.api import (
     streams,
     sweeps,
     web,
+    webhooks,
 )
 from service.api.audit_middleware import AuditMiddleware
 from service.api.dependencies import ControlPlane
@@ -55,7 +56,9 @@ def create_app(parts: ControlPlane) -> FastAPI:
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         parts.reconciler.start()
         parts.datasets.worker.start()
+        parts.webhook_sender.start()
         yield
+        parts.webhook_sender.stop()
         parts.datasets.worker.stop()
         parts.reconciler.stop()
 
@@ -77,6 +80,7 @@ def create_app(parts: ControlPlane) -> FastAPI:
     app.include_router(lifecycle.router)
     app.include_router(prometheus.router)
     prometheus.install(app)
+    app.include_router(webhooks.router)
     app.include_router(accounts.router)
     app.include_router(datasets.router)
     app.include_router(files.router)
@@ -164,5 +168,11 @@ def assemble(settings: Settings, store: Store, backend: Backend) -> ControlPlane
         resolve=uploaded.resolve,
     )
     return ControlPlane(
-        store, backend, reconciler, settings.resolved_runs_url, uploaded, open_metrics=settings.open_metrics
+        store,
+        backend,
+        reconciler,
+        settings.resolved_runs_url,
+        uploaded,
+        open_metrics=settings.open_metrics,
+        allow_private_webhooks=settings.allow_private_webhooks,
     )

@@ -14,6 +14,7 @@ from service.backends.base import Backend
 from service.datasets.datasets import Datasets
 from service.reconcile import Reconciler
 from service.store.store import Store
+from service.webhooks.sender import WebhookSender
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class ControlPlane:
         runs_url: root of the run directories.
         datasets: what users have uploaded.
         open_metrics: whether anybody may read `/metrics`, without a key.
+        allow_private_webhooks: whether receivers of messages may be in the service's own network, and without TLS.
     """
 
     store: Store
@@ -35,6 +37,7 @@ class ControlPlane:
     runs_url: str
     datasets: Datasets
     open_metrics: bool = False
+    allow_private_webhooks: bool = False
 
     @cached_property
     def event_feed(self) -> EventFeed:
@@ -45,6 +48,11 @@ class ControlPlane:
     def log_feed(self) -> LogFeed:
         """Hands logs to those who follow a run."""
         return LogFeed(self.store, self.backend)
+
+    @cached_property
+    def webhook_sender(self) -> WebhookSender:
+        """Sends what receivers are to be told."""
+        return WebhookSender(self.store, allow_private=self.allow_private_webhooks)
 
     def end_streams(self) -> None:
         """End what followers hold open, so that the service can stop; they come back to the next one."""

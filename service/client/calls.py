@@ -7,8 +7,6 @@ import random
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, Generic, Literal, TypeVar
 from urllib.parse import quote
 
@@ -28,6 +26,7 @@ from service.errors import (
     SleddogError,
     SourceNotFoundError,
 )
+from service.retry_after import parse_retry_after
 from service.spec.job import JobSpec
 from service.spec.outcomes import Artifact, Checkpoint, Evaluation, JobDiff, Preset, Reproduction, Validation
 from service.spec.plan import Plan, PlanRequest
@@ -147,14 +146,7 @@ def is_retried(response: httpx.Response) -> bool:
 
 def retry_after_s(response: httpx.Response) -> float:
     """Seconds that the service wants the client to wait, by `Retry-After`; 0 where it does not say."""
-    wish = response.headers.get("retry-after", "")
-    if wish.isdecimal():
-        return float(wish)
-    try:
-        moment = parsedate_to_datetime(wish)
-    except ValueError:
-        return 0.0
-    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+    return parse_retry_after(response.headers.get("retry-after", ""))
 
 
 def unreachable(url: httpx.URL, error: httpx.HTTPError) -> ServiceUnreachableError:

@@ -24,6 +24,7 @@ from service.client.jobs import AsyncJobs, Jobs
 from service.client.models import AsyncModels, Models
 from service.client.profile import find_connection
 from service.client.sweeps import AsyncSweeps, Sweeps
+from service.client.webhooks import AsyncWebhooks, Webhooks
 from service.errors import InvalidSettingsError, NotAuthenticatedError
 from service.spec.outcomes import Preset
 from service.spec.resources import Health
@@ -90,6 +91,7 @@ class Client:
         self.sweeps = Sweeps(self)
         self.datasets = Datasets(self)
         self.models = Models(self)
+        self.webhooks = Webhooks(self)
 
     def health(self) -> Health:
         """Whether the service answers."""
@@ -172,6 +174,7 @@ class AsyncClient:
         self.sweeps = AsyncSweeps(self)
         self.datasets = AsyncDatasets(self)
         self.models = AsyncModels(self)
+        self.webhooks = AsyncWebhooks(self)
 
     async def health(self) -> Health:
         """As `Client.health`."""

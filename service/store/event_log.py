@@ -11,20 +11,23 @@ from sqlalchemy.orm import Session
 from service.spec.event import Event
 from service.spec.resources import JobStatus
 from service.store.models import EventRow
+from service.store.outbox import enqueue
 
 
 def append_events(session: Session, run_id: str, events: Sequence[Event]) -> None:
-    """Add events behind a run's last one.
+    """Add events behind a run's last one, and what receivers are to be told of them.
 
     The transaction must hold the lock on the run's row, so that two of them do not take the same number: it has changed
     the row, or has read it to change it.
     """
     session.flush()
     last = session.scalar(select(func.max(EventRow.sequence)).where(EventRow.job_id == run_id)) or 0
-    for sequence, event in enumerate(events, last + 1):
+    numbered = list(enumerate(events, last + 1))
+    for sequence, event in numbered:
         step = event.data.get("step") if event.type == "train.step" else None
         document = event.model_dump(mode="json")
         session.add(EventRow(job_id=run_id, sequence=sequence, type=event.type, step=step, event=document))
+    enqueue(session, run_id, numbered)
 
 
 def status_event(old: JobStatus | None, new: JobStatus, attempt: int, reason: str = "") -> Event:

@@ -15,6 +15,7 @@ from service.store.fine_tuning import FineTuningTables
 from service.store.heads import HeadTables
 from service.store.lifecycle import LifecycleTables
 from service.store.registered_models import RegisteredModelTables
+from service.store.webhooks import WebhookTables
 
 
 class Store(
@@ -25,10 +26,11 @@ class Store(
     DatasetTables,
     DatasetClaimTables,
     RegisteredModelTables,
+    WebhookTables,
     AccountTables,
     AuditTables,
 ):
-    """Jobs and sweeps, their events; datasets; models; projects, users, API keys, and the record of what they did.
+    """Jobs and sweeps, their events; datasets; models; webhooks; projects, users, keys; the record of what they did.
 
     Made with a database it sees all, as the service itself does; `store.of(principal)` sees one project.
     """

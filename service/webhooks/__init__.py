@@ -1,0 +1,1 @@
+"""Telling other services what happens: signed messages, sent until they are taken."""
