@@ -19,9 +19,10 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-system-packages: ## Install the sandbox for generated code and the browser of the tests, on Debian or Ubuntu as root
+system-packages: ## Install the sandbox for generated code, browser and PostgreSQL of the tests, on Debian or Ubuntu as root
 	command -v bwrap > /dev/null || (apt-get update -q && apt-get install -q -y bubblewrap)
 	command -v chromium > /dev/null || (apt-get update -q && apt-get install -q -y chromium)
+	ls /usr/lib/postgresql/*/bin/initdb > /dev/null 2>&1 || (apt-get update -q && apt-get install -q -y postgresql)
 
 # The local part of a version, such as +cpu, names a build of one machine's index; the pin must hold on any.
 lock: ## Pin anew, in a fresh .venv, what pyproject.toml allows today
@@ -61,7 +62,7 @@ test: $(INSTALLED) ## Run all tests
 	$(BIN)/pytest
 
 test-fast: $(INSTALLED) ## Run the tests that need no cluster and take seconds
-	$(BIN)/pytest -m "not ray and not slow"
+	$(BIN)/pytest -m "not ray and not slow and not postgres"
 
 bench: $(INSTALLED) $(QUICKSTART_DATA) ## Measure model, training step and data beside their peers
 	$(BIN)/python benchmarks/moe/layer.py

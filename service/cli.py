@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from service.access_commands import access_app
 from service.advise_commands import advise_app
 from service.client.plan_view import print_plan
 from service.client.progress_view import describe_progress
@@ -47,12 +48,17 @@ app = typer.Typer(no_args_is_help=True)
 app.add_typer(follow_app)
 app.add_typer(result_app)
 app.add_typer(lifecycle_app)
+app.add_typer(access_app)
 app.add_typer(data_app, name="data")
 app.add_typer(datasets_app, name="datasets")
 app.add_typer(sweep_app, name="sweep")
 app.add_typer(webhook_app, name="webhook")
 app.add_typer(advise_app, name="advise")
 
+DatabaseUrl = Annotated[
+    str | None,
+    typer.Option(envvar="SLEDDOG_DATABASE_URL", help="postgresql://…; by default SQLite in the data directory."),
+]
 SpecFile = Annotated[Path, typer.Argument(help="A job's spec: YAML, TOML or JSON.")]
 
 
@@ -82,8 +88,10 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8700,
     data_dir: DataDir = DEFAULT_DATA_DIR,
-    database_url: Annotated[
-        str | None, typer.Option(envvar="SLEDDOG_DATABASE_URL", help="SQLAlchemy URL; SQLite in the data directory.")
+    database_url: DatabaseUrl = None,
+    secret_file: Annotated[
+        Path | None,
+        typer.Option(envvar="SLEDDOG_SECRET_FILE", help="Holds the secret of API keys, the same for all replicas."),
     ] = None,
     runs_url: Annotated[
         str | None, typer.Option(envvar="SLEDDOG_RUNS_URL", help="Root of the run directories, such as s3://….")
@@ -110,6 +118,7 @@ def serve(
     settings = Settings(
         data_dir,
         database_url=database_url,
+        secret_file=secret_file,
         runs_url=runs_url,
         ray_dashboard_url=ray_dashboard_url,
         ray_token_path=ray_token_path,
@@ -123,6 +132,22 @@ def serve(
     if settings.api_key_path.exists():
         out.print(f"The first key lies in {settings.api_key_path}, for this machine's command line", highlight=False)
     serve_forever(settings, host, port)
+
+
+@app.command()
+@clean_errors
+def migrate(data_dir: DataDir = DEFAULT_DATA_DIR, database_url: DatabaseUrl = None) -> None:
+    """Bring a database to this version's schema; repeating it changes nothing."""
+    from service.store.engine import migrate as migrate_schema
+    from service.store.engine import open_engine
+
+    data_dir.mkdir(parents=True, exist_ok=True)
+    engine = open_engine(Settings(data_dir, database_url=database_url).resolved_database_url)
+    try:
+        schema = migrate_schema(engine)
+    finally:
+        engine.dispose()
+    out.print(f"The database has schema {schema}", highlight=False)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -21,6 +22,7 @@ from service.client.client import Client, is_loopback
 from service.client.profile import find_connection
 from service.errors import SleddogError
 from service.settings import Settings
+from service.spec.base import field_errors
 from service.spec.resources import Page
 
 out, err = Console(), Console(stderr=True)
@@ -50,6 +52,10 @@ def clean_errors(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
         except (SleddogError, OSError) as error:
             _print_error(str(error))
+            raise typer.Exit(1) from None
+        except ValidationError as error:
+            faults = field_errors([dict(item) for item in error.errors()], None)
+            _print_error("; ".join(f"{fault.field}: {fault.message}" for fault in faults))
             raise typer.Exit(1) from None
         except ModuleNotFoundError as error:
             _print_error(f"{error}; this command needs `pip install 'sleddog[server,cluster]'`")

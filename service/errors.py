@@ -45,6 +45,13 @@ class InvalidSettingsError(SleddogError, ValueError):
     fault = "user"
 
 
+class SchemaError(SleddogError, RuntimeError):
+    """A database whose schema is not that of this version."""
+
+    code = "wrong_schema"
+    fault = "user"
+
+
 class SourceNotFoundError(SleddogError, FileNotFoundError):
     """A source's URI names no file."""
 

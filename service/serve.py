@@ -6,7 +6,7 @@ import logging
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 
 import uvicorn
 
@@ -22,22 +22,21 @@ def ensure_first_key(settings: Settings) -> str | None:
     Returns:
         The key, to be shown this once; it also lies in `settings.api_key_path`, readable by its owner only.
     """
-    store = open_store(settings)
-    if store.has_keys():
-        return None
-    key = new_api_key()
-    # the file first: a key that only the store knew, as a hash, could never be read again
-    settings.api_key_path.touch(mode=0o600)
-    settings.api_key_path.chmod(0o600)
-    settings.api_key_path.write_text(key)
-    store.add_key(key)
-    return key
+    with closing(open_store(settings)) as store:
+        if store.has_keys():
+            return None
+        key = new_api_key()
+        # the file first: a key that only the store knew, as a hash, could never be read again
+        settings.api_key_path.touch(mode=0o600)
+        settings.api_key_path.chmod(0o600)
+        settings.api_key_path.write_text(key)
+        store.add_key(key)
+        return key
 
 
 def serve(settings: Settings, host: str, port: int) -> None:
     """Serve until SIGINT or SIGTERM."""
-    store = open_store(settings)
-    with open_backend(settings) as backend:
+    with closing(open_store(settings)) as store, open_backend(settings) as backend:
         app = create_app(assemble(settings, store, backend))
         server = Server(uvicorn.Config(app, host=host, port=port, log_level="info", access_log=False))
         with suppress(KeyboardInterrupt):  # the server has stopped when it raises it
@@ -48,8 +47,7 @@ def serve(settings: Settings, host: str, port: int) -> None:
 def served(settings: Settings) -> Iterator[str]:
     """Serve on a free port of loopback for as long as the block lasts; gives the URL."""
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    store = open_store(settings)
-    with open_backend(settings) as backend, socket.socket() as listener:
+    with closing(open_store(settings)) as store, open_backend(settings) as backend, socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         app = create_app(assemble(settings, store, backend))
         server = Server(uvicorn.Config(app, log_level="warning", access_log=False))

@@ -37,12 +37,12 @@ from service.backends.base import Backend
 from service.backends.local_ray import LocalRay
 from service.backends.ray_jobs import RayJobs
 from service.datasets.datasets import open_datasets
-from service.errors import ConflictError
+from service.errors import ConflictError, SchemaError
 from service.reconcile import Reconciler
 from service.run_reader import require_writable
 from service.server_secret import load_secret
 from service.settings import Settings
-from service.store.engine import migrate, open_engine
+from service.store.engine import migrate, open_engine, require_current_schema
 from service.store.store import Store
 
 MIN_LOCAL_CPUS = 3
@@ -92,10 +92,21 @@ def create_app(parts: ControlPlane) -> FastAPI:
 
 
 def open_store(settings: Settings) -> Store:
-    """The store, its schema brought to this version."""
+    """The store. An embedded one is brought to this version's schema; a server's is an operator's to migrate.
+
+    Raises:
+        SchemaError: the schema is not of this version.
+    """
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     engine = open_engine(settings.resolved_database_url)
-    migrate(engine)
+    if engine.dialect.name == "sqlite":
+        migrate(engine)
+    else:
+        try:
+            require_current_schema(engine)
+        except SchemaError:
+            engine.dispose()
+            raise
     return Store(engine, load_secret(settings.secret_path, may_create=settings.secret_file is None))
 
 

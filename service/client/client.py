@@ -17,7 +17,8 @@ from typing import Any, Self, TypeVar
 
 import httpx
 
-from service.client import calls
+from service.client import access_calls, calls
+from service.client.access import AsyncKeys, AsyncProjects, AsyncUsers, Keys, Projects, Users
 from service.client.calls import Call
 from service.client.datasets import AsyncDatasets, Datasets
 from service.client.jobs import AsyncJobs, Jobs
@@ -26,8 +27,9 @@ from service.client.profile import find_connection
 from service.client.sweeps import AsyncSweeps, Sweeps
 from service.client.webhooks import AsyncWebhooks, Webhooks
 from service.errors import InvalidSettingsError, NotAuthenticatedError
+from service.spec.access import AuditEntry, Me
 from service.spec.outcomes import Preset
-from service.spec.resources import Health
+from service.spec.resources import Health, Page
 
 Answer = TypeVar("Answer")
 
@@ -92,10 +94,19 @@ class Client:
         self.datasets = Datasets(self)
         self.models = Models(self)
         self.webhooks = Webhooks(self)
+        self.projects, self.users, self.keys = Projects(self), Users(self), Keys(self)
 
     def health(self) -> Health:
         """Whether the service answers."""
         return self.send(calls.get_health())
+
+    def me(self) -> Me:
+        """Whose the key is, and what it may do."""
+        return self.send(access_calls.get_me())
+
+    def audit(self, *, after: int | None = None, limit: int = 50) -> Page[AuditEntry]:
+        """One page of writes and refused accesses, newest first."""
+        return self.send(access_calls.list_audit(after, limit))
 
     def presets(self) -> list[Preset]:
         """Architectures that a job can start from by name."""
@@ -175,10 +186,19 @@ class AsyncClient:
         self.datasets = AsyncDatasets(self)
         self.models = AsyncModels(self)
         self.webhooks = AsyncWebhooks(self)
+        self.projects, self.users, self.keys = AsyncProjects(self), AsyncUsers(self), AsyncKeys(self)
 
     async def health(self) -> Health:
         """As `Client.health`."""
         return await self.send(calls.get_health())
+
+    async def me(self) -> Me:
+        """As `Client.me`."""
+        return await self.send(access_calls.get_me())
+
+    async def audit(self, *, after: int | None = None, limit: int = 50) -> Page[AuditEntry]:
+        """As `Client.audit`."""
+        return await self.send(access_calls.list_audit(after, limit))
 
     async def presets(self) -> list[Preset]:
         """As `Client.presets`."""

@@ -9,9 +9,13 @@ from typing import Any, Self
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Engine, create_engine, event, select, text
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, select, text
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session
 
+from service.errors import InvalidSettingsError, SchemaError
 from service.spec.access import DEFAULT_PROJECT
 from service.store.audit_row import audit_row
 from service.store.principal import Principal
@@ -28,9 +32,25 @@ _MIGRATION_LOCK = {
 
 
 def open_engine(url: str) -> Engine:
-    """Connect, with SQLite made durable and concurrent: write-ahead log, waits instead of failing, foreign keys."""
-    engine = create_engine(url, pool_size=_POOL_SIZE)
-    if engine.dialect.name == "sqlite":
+    """Connect to SQLite or PostgreSQL.
+
+    SQLite is made durable and concurrent: write-ahead log, waits instead of failing, foreign keys. A connection to
+    PostgreSQL is tried before it is used, so that a server that was started anew is no error.
+
+    Raises:
+        InvalidSettingsError: the URL is not of these.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError:  # which may hold a password
+        raise InvalidSettingsError("is no URL of a database", "--database-url") from None
+    kind = parsed.get_backend_name()
+    if kind not in ("sqlite", "postgresql"):
+        raise InvalidSettingsError(f"{kind} is neither sqlite nor postgresql", "--database-url")
+    if parsed.drivername == "postgresql":
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    engine = create_engine(parsed, pool_size=_POOL_SIZE, pool_pre_ping=kind == "postgresql")
+    if kind == "sqlite":
 
         @event.listens_for(engine, "connect")
         def _set_pragmas(connection: Any, _record: Any) -> None:
@@ -40,14 +60,48 @@ def open_engine(url: str) -> Engine:
     return engine
 
 
-def migrate(engine: Engine) -> None:
-    """Bring the schema to this version, wholly or not at all; safe to repeat, and to ask for twice at a time."""
+def migrate(engine: Engine) -> str:
+    """Bring the schema to this version, wholly or not at all; safe to repeat, and to ask for by several at once.
+
+    Returns:
+        The schema's version from now on.
+
+    Raises:
+        SchemaError: it is newer than this version of Sleddog.
+    """
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
+    known = ScriptDirectory.from_config(config)
     with engine.begin() as connection:
         connection.execute(_MIGRATION_LOCK[engine.dialect.name])
+        _require_known(connection, known)
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+    return str(known.get_current_head())
+
+
+def require_current_schema(engine: Engine) -> None:
+    """Refuse a database that is not as this version of Sleddog needs it.
+
+    Raises:
+        SchemaError: its schema is older, or newer; the message says what to do.
+    """
+    known = ScriptDirectory(str(MIGRATIONS))
+    head = known.get_current_head()
+    with engine.connect() as connection:
+        found = _require_known(connection, known)
+    if found != head:
+        raise SchemaError(
+            f"the database's schema is {found or 'empty'}, and this version of Sleddog needs {head}: "
+            "run `sleddog migrate` with the same --database-url, once, while no older version is running"
+        )
+
+
+def _require_known(connection: Connection, known: ScriptDirectory) -> str | None:
+    found = MigrationContext.configure(connection).get_current_revision()
+    if found is not None and found not in {script.revision for script in known.walk_revisions()}:
+        raise SchemaError(f"the database's schema, {found}, is newer than this version of Sleddog; install that one")
+    return found
 
 
 class Tables:
@@ -85,6 +139,10 @@ class Tables:
         """
         if self._principal is not None:
             session.add(audit_row(self._principal.origin, self._principal, "done", target=target))
+
+    def close(self) -> None:
+        """Close the connections to the database."""
+        self._engine.dispose()
 
     def ping(self) -> None:
         """Raise when the database does not answer."""

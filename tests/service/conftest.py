@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from sqlalchemy import Engine
 
 from service.api.app import create_app
 from service.api.dependencies import ControlPlane
@@ -25,14 +27,46 @@ from service.spec.sweep_results import Agreement, Candidate, Estimate, StageResu
 from service.store.engine import migrate, open_engine
 from service.store.key_text import new_api_key
 from service.store.store import Store
+from tests.service.postgres import find_programs, postgres_server, run_sql
 from tests.service.recording_backend import RecordingBackend
+
+SECRET = b"0" * 32
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """A server with a migrated database `template`; the URL less the database's name."""
+    programs = find_programs()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed; `make system-packages` installs it")
+    with postgres_server(programs) as url:
+        run_sql(url, "CREATE DATABASE template")
+        engine = open_engine(url.format("template"))
+        migrate(engine)
+        engine.dispose()
+        yield url
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    """A migrated database of each kind."""
+    if request.param == "sqlite":
+        engine = open_engine(f"sqlite:///{tmp_path / 'test.db'}")
+        migrate(engine)
+        yield engine
+        engine.dispose()
+        return
+    url, name = request.getfixturevalue("postgres"), f"test_{uuid.uuid4().hex}"
+    run_sql(url, f"CREATE DATABASE {name} TEMPLATE template")
+    engine = open_engine(url.format(name))
+    yield engine
+    engine.dispose()
+    run_sql(url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    engine = open_engine(f"sqlite:///{tmp_path / 'test.db'}")
-    migrate(engine)
-    return Store(engine, b"0" * 32)
+def store(engine: Engine) -> Store:
+    return Store(engine, SECRET)
 
 
 @pytest.fixture

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
+from sqlalchemy import Engine
 
 from service.api.dependencies import ControlPlane
+from service.store.engine import migrate, open_engine
 from tests.service.recording_backend import RecordingBackend
 from tests.service.web.story import Cluster
 
@@ -96,3 +98,12 @@ def picture(tmp_path: Path) -> Callable[[Page, str], None]:
         page.screenshot(path=directory / f"{name}.png", full_page=True)
 
     return take
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    """SQLite alone: which database it is, the page cannot see."""
+    engine = open_engine(f"sqlite:///{tmp_path / 'test.db'}")
+    migrate(engine)
+    yield engine
+    engine.dispose()
