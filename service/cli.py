@@ -23,6 +23,7 @@ from service.command_line import (
     DataDir,
     JobId,
     Key,
+    RunId,
     Url,
     cancelled_on_exit,
     clean_errors,
@@ -32,6 +33,7 @@ from service.command_line import (
     out,
     print_json,
     print_runs,
+    runs_of,
 )
 from service.data_commands import data_app
 from service.dataset_commands import datasets_app
@@ -252,10 +254,17 @@ def jobs(
 
 @app.command()
 @clean_errors
-def cancel(job_id: JobId, url: Url = None, api_key: Key = None, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
-    """Cancel a job."""
+def cancel(
+    run_id: RunId,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: Key = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Cancel a job or a sweep."""
     with connected(url, api_key, data_dir) as client:
-        out.print(client.jobs.cancel(job_id).status)
+        run = runs_of(client, run_id).cancel(run_id)
+    print_json(run) if as_json else out.print(run.status)
 
 
 @app.command()

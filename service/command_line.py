@@ -20,6 +20,7 @@ from rich.text import Text
 
 from service.client.client import Client, is_loopback
 from service.client.profile import find_connection
+from service.client.runs import Runs
 from service.errors import SleddogError
 from service.settings import Settings
 from service.spec.base import field_errors
@@ -38,9 +39,15 @@ DataDir = Annotated[
     Path, typer.Option(envvar="SLEDDOG_DATA_DIR", help="Where the service keeps its store, its key and its runs.")
 ]
 JobId = Annotated[str, typer.Argument(help="As `sleddog jobs` lists it.")]
+RunId = Annotated[str, typer.Argument(help="Of a job or a sweep, as `sleddog jobs` or `sleddog sweep list` lists it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 DEFAULT_DATA_DIR = Path(".sleddog")
+
+
+def runs_of(client: Client, run_id: str) -> Runs[Any]:
+    """Where a run of this id is to be asked for: among the sweeps, or the jobs."""
+    return client.sweeps if run_id.startswith("sweep-") else client.jobs
 
 
 def clean_errors(command: Callable[..., None]) -> Callable[..., None]:

@@ -20,11 +20,13 @@ from service.command_line import (
     DataDir,
     JobId,
     Key,
+    RunId,
     Url,
     clean_errors,
     connected,
     out,
     print_line,
+    runs_of,
 )
 from service.spec.resources import Job, JobEvent
 
@@ -68,34 +70,36 @@ def watch(
 @follow_app.command()
 @clean_errors
 def events(
-    job_id: JobId,
-    follow_it: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    run_id: RunId,
+    follow_it: Annotated[bool, typer.Option("--follow", "-f", help="Go on until it has ended.")] = False,
     after: Annotated[int, typer.Option(min=0, help="Sequence of the last event already seen.")] = 0,
     as_json: AsJson = False,
     url: Url = None,
     api_key: Key = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
-    """Print what has happened in a job, a line an event."""
+    """Print what has happened in a job or a sweep, a line an event."""
     with connected(url, api_key, data_dir) as client:
-        ask = client.jobs.stream_events if follow_it else client.jobs.all_events
-        for event in ask(job_id, after=after):
+        runs = runs_of(client, run_id)
+        ask = runs.stream_events if follow_it else runs.all_events
+        for event in ask(run_id, after=after):
             print_line(event) if as_json else _print_event(event)
 
 
 @follow_app.command()
 @clean_errors
 def logs(
-    job_id: JobId,
+    run_id: RunId,
     tail: Annotated[int | None, typer.Option(min=1, help="Only the last lines.")] = None,
-    follow_it: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    follow_it: Annotated[bool, typer.Option("--follow", "-f", help="Go on until it has ended.")] = False,
     url: Url = None,
     api_key: Key = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
-    """Print what a job's driver and workers printed."""
+    """Print what the driver and the workers of a job or a sweep printed."""
     with connected(url, api_key, data_dir) as client:
-        parts = client.jobs.stream_logs(job_id, tail=tail) if follow_it else [client.jobs.logs(job_id, tail=tail)]
+        runs = runs_of(client, run_id)
+        parts = runs.stream_logs(run_id, tail=tail) if follow_it else [runs.logs(run_id, tail=tail)]
         for part in parts:
             sys.stdout.write(part)
             sys.stdout.flush()

@@ -12,11 +12,13 @@ from service.command_line import (
     DataDir,
     JobId,
     Key,
+    RunId,
     Url,
     clean_errors,
     connected,
     out,
     print_json,
+    runs_of,
 )
 from service.follow_commands import follow
 
@@ -46,30 +48,33 @@ def retry(
 @lifecycle_app.command()
 @clean_errors
 def resume(
-    job_id: JobId,
+    run_id: RunId,
     watch_it: Watch = False,
     as_json: AsJson = False,
     url: Url = None,
     api_key: Key = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
-    """Go on with a cancelled or failed job, from its last checkpoint."""
+    """Go on with a cancelled or failed job or sweep, from its last checkpoint."""
     with connected(url, api_key, data_dir) as client:
-        job = client.jobs.resume(job_id)
-        print_json(job) if as_json else out.print(job.status, highlight=False)
-        if watch_it:
-            follow(client, job.id, out, as_json=as_json)
+        runs = runs_of(client, run_id)
+        run = runs.resume(run_id)
+        print_json(run) if as_json else out.print(run.status, highlight=False)
+        if watch_it and run.kind == "job":
+            follow(client, run.id, out, as_json=as_json)
+        elif watch_it:
+            client.sweeps.wait(run.id, progress=not as_json)
 
 
 @lifecycle_app.command()
 @clean_errors
 def delete(
-    job_id: JobId,
+    run_id: RunId,
     purge: Annotated[bool, typer.Option("--purge", help="Also delete its checkpoints, export and reports.")] = False,
     url: Url = None,
     api_key: Key = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
-    """Forget a job that has ended."""
+    """Forget a job or a sweep that has ended."""
     with connected(url, api_key, data_dir) as client:
-        client.jobs.delete(job_id, purge=purge)
+        runs_of(client, run_id).delete(run_id, purge=purge)

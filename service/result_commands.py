@@ -18,12 +18,14 @@ from service.command_line import (
     DataDir,
     JobId,
     Key,
+    RunId,
     Url,
     clean_errors,
     connected,
     err,
     out,
     print_json,
+    runs_of,
 )
 from service.errors import NotFoundError
 from service.spec.outcomes import Difference, JobDiff
@@ -89,15 +91,15 @@ def evaluations(
 @result_app.command()
 @clean_errors
 def artifacts(
-    job_id: JobId,
+    run_id: RunId,
     as_json: AsJson = False,
     url: Url = None,
     api_key: Key = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
-    """List the files that a job has left."""
+    """List the files that a job or a sweep has left."""
     with connected(url, api_key, data_dir) as client:
-        found = list(client.jobs.artifacts(job_id))
+        found = list(runs_of(client, run_id).artifacts(run_id))
     if as_json:
         print_list(found)
         return
@@ -110,22 +112,23 @@ def artifacts(
 @result_app.command()
 @clean_errors
 def download(
-    job_id: JobId,
+    run_id: RunId,
     path: Annotated[str, typer.Argument(help="A file, or a folder of them, as `sleddog artifacts` lists it.")] = "",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path(),
     url: Url = None,
     api_key: Key = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
-    """Fetch what a job has left; a lost connection is taken up again where it broke off."""
+    """Fetch what a job or a sweep has left; a lost connection is taken up again where it broke off."""
     folder = path.rstrip("/")
     with connected(url, api_key, data_dir) as client:
-        everything = [item.path for item in client.jobs.artifacts(job_id)]
+        runs = runs_of(client, run_id)
+        everything = [item.path for item in runs.artifacts(run_id)]
         wanted = [name for name in everything if not folder or name == folder or name.startswith(f"{folder}/")]
         if not wanted:
-            raise NotFoundError(f"job {job_id} has left no {path!r}")
+            raise NotFoundError(f"{run_id} has left no {path!r}")
         for name in wanted:
-            err.print(client.jobs.download(job_id, name, output / name), highlight=False, soft_wrap=True)
+            err.print(runs.download(run_id, name, output / name), highlight=False, soft_wrap=True)
 
 
 @result_app.command()

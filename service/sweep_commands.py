@@ -123,10 +123,17 @@ def show(
 
 @sweep_app.command()
 @clean_errors
-def cancel(sweep_id: SweepId, url: Url = None, api_key: Key = None, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+def cancel(
+    sweep_id: SweepId,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: Key = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
     """Cancel a sweep; finished trials stay."""
     with connected(url, api_key, data_dir) as client:
-        out.print(client.sweeps.cancel(sweep_id).status)
+        sweep = client.sweeps.cancel(sweep_id)
+    print_json(sweep) if as_json else out.print(sweep.status)
 
 
 @sweep_app.command()

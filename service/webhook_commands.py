@@ -87,19 +87,31 @@ def delete(webhook_id: WebhookId, url: Url = None, api_key: Key = None, data_dir
 @webhook_app.command("test")
 @clean_errors
 def send_test(
-    webhook_id: WebhookId, url: Url = None, api_key: Key = None, data_dir: DataDir = DEFAULT_DATA_DIR
+    webhook_id: WebhookId,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: Key = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
     """Send a message of type `webhook.test`; `sleddog webhook deliveries` tells what became of it."""
     with connected(url, api_key, data_dir) as client:
-        out.print(client.webhooks.test(webhook_id).id, highlight=False)
+        delivery = client.webhooks.test(webhook_id)
+    print_json(delivery) if as_json else out.print(delivery.id, highlight=False)
 
 
 @webhook_app.command()
 @clean_errors
-def enable(webhook_id: WebhookId, url: Url = None, api_key: Key = None, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+def enable(
+    webhook_id: WebhookId,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: Key = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
     """Send again to a receiver that was given up, what is pending too."""
     with connected(url, api_key, data_dir) as client:
-        out.print(_state(client.webhooks.enable(webhook_id)), highlight=False)
+        webhook = client.webhooks.enable(webhook_id)
+    print_json(webhook) if as_json else out.print(_state(webhook), highlight=False)
 
 
 @webhook_app.command()

@@ -39,6 +39,11 @@ class ControlPlane:
     open_metrics: bool = False
     allow_private_webhooks: bool = False
 
+    def __post_init__(self) -> None:
+        """Make what is made once: threads that ask for it at the same moment could make two."""
+        for name in ("event_feed", "log_feed", "webhook_sender"):
+            getattr(self, name)
+
     @cached_property
     def event_feed(self) -> EventFeed:
         """Hands events to those who follow a run."""

@@ -201,3 +201,19 @@ def test_the_awaited_client_and_the_command_line_do_the_same(url: str, key: str,
     run("cancel", failed.id)
     run("delete", failed.id, "--purge")
     assert [job.id for job in client.jobs.list().data] == [again]
+
+
+def test_the_commands_know_a_sweep_by_its_id(url: str, key: str, client: Client, sweep_spec: SweepSpec) -> None:
+    def run(*arguments: str) -> str:
+        result = CliRunner().invoke(app, [*arguments, "--url", url, "--api-key", key])
+        assert result.exit_code == 0, result.output
+        return result.stdout.strip()
+
+    sweep = client.sweeps.create(sweep_spec)
+    assert json.loads(run("cancel", sweep.id, "--json"))["status"] == "cancelled"
+    assert run("resume", sweep.id) == "queued"
+    assert json.loads(run("sweep", "cancel", sweep.id, "--json"))["id"] == sweep.id
+    assert "cancelled" in run("events", sweep.id)
+    assert json.loads(run("artifacts", sweep.id, "--json")) == []
+    run("delete", sweep.id)
+    assert client.sweeps.list().data == []

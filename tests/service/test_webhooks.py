@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -79,8 +80,7 @@ def receiver() -> Iterator[Receiver]:
 
 @pytest.fixture
 def parts(parts: ControlPlane) -> ControlPlane:
-    parts.__dict__["allow_private_webhooks"] = True
-    return parts
+    return replace(parts, allow_private_webhooks=True)
 
 
 @pytest.fixture
