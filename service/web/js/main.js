@@ -61,13 +61,17 @@ function Header({ path, signOut }) {
     return html`<a href="#${name}" aria-current=${isHere ? (path === name ? "page" : "true") : null}>${title}</a>`;
   };
   return html`<header class="top">
-    <a class="brand" href="#/jobs"><img src="/web/icon.svg" alt="" width="20" height="20" />Sleddog</a>
+    <a class="brand" href="#/jobs"><${Harness} /><span>Sleddog</span></a>
     ${signOut && html`<nav aria-label="Main">${link("/jobs", "Jobs")}${link("/sweeps", "Sweeps")}</nav>`}
     <span class="grow"></span>
     <${ThemeSwitch} />
     ${signOut && html`<button type="button" class="plain" onClick=${signOut}>Forget key</button>`}
   </header>`;
 }
+
+// As `icon.svg`, in the colour of the theme.
+const Harness = () => html`<svg viewBox="0 0 16 16" width="20" height="20" aria-hidden="true"><path
+  d="M1.5 3.5 8 8.2l6.5-4.7M3.5 8 8 11l4.5-3M8 8.2V14" /></svg>`;
 
 const THEME_TITLES = { auto: "◐ System", light: "○ Light", dark: "● Dark" };
 

@@ -6,9 +6,10 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, expect, sync_playwright
 from sqlalchemy import Engine
 
 from service.api.dependencies import ControlPlane
@@ -67,25 +68,43 @@ def complaints(url: str) -> Complaints:
 
 
 @pytest.fixture
-def page(browser: Browser, url: str, complaints: Complaints) -> Iterator[Page]:
-    """A page without a key; at the end it must not have complained."""
-    context = browser.new_context(viewport={"width": 1360, "height": 900}, base_url=url, reduced_motion="reduce")
-    context.set_default_timeout(PATIENCE_MS)
-    expect.set_options(timeout=PATIENCE_MS)
-    page = context.new_page()
-    page.on("console", complaints.hear)
-    page.on("pageerror", lambda error: complaints.seen.append(str(error)))
-    page.on("request", complaints.ask)
-    yield page
-    context.close()
+def open_page(browser: Browser, url: str, complaints: Complaints) -> Iterator[Callable[..., Page]]:
+    """Opens a page without a key, with options of a browser context; at the end none must have complained."""
+    contexts: list[BrowserContext] = []
+
+    def open_page(**options: Any) -> Page:
+        defaults = {"viewport": {"width": 1360, "height": 900}, "reduced_motion": "reduce"}
+        context = browser.new_context(base_url=url, **{**defaults, **options})
+        contexts.append(context)
+        context.set_default_timeout(PATIENCE_MS)
+        expect.set_options(timeout=PATIENCE_MS)
+        page = context.new_page()
+        page.on("console", complaints.hear)
+        page.on("pageerror", lambda error: complaints.seen.append(str(error)))
+        page.on("request", complaints.ask)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
     assert complaints.unexpected == [], "the page complained"
 
 
 @pytest.fixture
-def signed_in(page: Page, key: str) -> Page:
+def page(open_page: Callable[..., Page]) -> Page:
+    return open_page()
+
+
+def give_key(page: Page, key: str) -> Page:
+    """As if it had been entered in this tab."""
     name = "sleddog-api-key"
     page.add_init_script(f"sessionStorage.getItem('{name}') ?? sessionStorage.setItem('{name}', '{key}')")
     return page
+
+
+@pytest.fixture
+def signed_in(page: Page, key: str) -> Page:
+    return give_key(page, key)
 
 
 @pytest.fixture

@@ -86,8 +86,8 @@ class Cluster:
         self.end(job, "failed")
         return job
 
-    def start_sweep(self) -> Sweep:
-        spec = SweepSpec.model_validate(read("finished_sweep.json")["spec"])
+    def start_sweep(self, **changes: Any) -> Sweep:
+        spec = SweepSpec.model_validate(read("finished_sweep.json")["spec"] | changes)
         sweep, _ = self.parts.store.create(Sweep, spec, self.parts.runs_url)
         self.look()
         return self.parts.store.get(Sweep, sweep.id)

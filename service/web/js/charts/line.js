@@ -18,19 +18,21 @@ export function LineChart({ title, unit, steps, curves, format = significant }) 
   const [cursor, setCursor] = useState(null);
   const shape = curves.map((curve) => [curve.name, curve.colour, curve.dashed, curve.faint].join()).join(";");
   const data = [steps, ...curves.map((curve) => curve.values)];
+  const latest = useRef(data); // what a change of colours draws anew
+  latest.current = data;
 
   useEffect(() => {
+    const element = box.current; // the reference is gone before this effect is
     const draw = () => {
       plot.current?.destroy();
-      const width = box.current.clientWidth;
-      plot.current = new uPlot(options(curves, format, width, setCursor), data, box.current);
+      plot.current = new uPlot(options(curves, format, element.clientWidth, setCursor), latest.current, element);
     };
     const resize = new ResizeObserver(() => {
-      const width = box.current.clientWidth;
+      const width = element.clientWidth;
       if (plot.current && width && width !== plot.current.width) plot.current.setSize({ width, height: HEIGHT });
     });
     draw();
-    resize.observe(box.current);
+    resize.observe(element);
     const stop = onTheme(draw);
     return () => {
       stop();

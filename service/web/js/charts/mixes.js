@@ -1,7 +1,7 @@
 // The mixes of a stage's candidates: points in a triangle, or lines over parallel axes. A line in the triangle leads from a
 // beam to a mix that was made from it. The leaderboard has the same in numbers.
 import { estimate, percent } from "../pure/format.js";
-import { CORNERS, HEIGHT, inTriangle, largestShare, onAxes, triangleLine } from "../pure/simplex.js";
+import { CORNERS, HEIGHT, inTriangle, onAxes, triangleLine } from "../pure/simplex.js";
 import { descents, marksOf, scoreScale, shortId } from "../pure/sweep.js";
 import { paletteName } from "../theme.js";
 import { html } from "../ui.js";
@@ -9,10 +9,11 @@ import { html } from "../ui.js";
 const SIZE = 300;
 const MARGIN = 34;
 
-export function Mixes({ candidates, categories }) {
+// `most`: the largest share of any picture beside it, so that their axes are the same.
+export function Mixes({ candidates, categories, most }) {
   const shown = candidates.filter((candidate) => candidate.mixture).reverse(); // the best is drawn last, on top
   const Picture = categories.length === 3 ? Triangle : Axes;
-  return html`<${Picture} candidates=${shown} categories=${categories} scale=${scoreScale(shown)} />`;
+  return html`<${Picture} candidates=${shown} categories=${categories} most=${most} scale=${scoreScale(shown)} />`;
 }
 
 const told = (candidate, categories) =>
@@ -67,8 +68,7 @@ function Corner({ name, place, x, y, anchor }) {
 
 const [AXES_WIDTH, AXES_HEIGHT] = [460, 240];
 
-function Axes({ candidates, categories, scale }) {
-  const most = largestShare(candidates.map(({ mixture }) => mixture));
+function Axes({ candidates, categories, most, scale }) {
   const at = ([x, y]) => [MARGIN + x * AXES_WIDTH, MARGIN + y * AXES_HEIGHT];
   const of = ({ mixture }) => onAxes(categories.map((name) => (mixture[name] ?? 0) / most)).map(at);
   const ends = onAxes(categories.map(() => 1)).map(at);

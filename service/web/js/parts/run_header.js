@@ -20,6 +20,7 @@ export function RunHeader({ run, kind, path, onActed, children }) {
       run.started_at && [isOver(run) ? "Took" : "Runs for", html`<${Clock} run=${run} />`],
       run.queue_position && ["Place in the queue", run.queue_position],
       run.retry_of && ["Retry of", html`<a href="#/${kind}s/${run.retry_of}">${run.retry_of}</a>`],
+      run.created_by && ["Asked for by", run.created_by],
       run.attempt > 1 && ["Starts of its driver", run.attempt],
     ]} />
     ${run.error && html`<${WhyFailed} error=${run.error} />`}`;

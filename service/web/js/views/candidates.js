@@ -5,6 +5,7 @@ import { Choice } from "../parts/choice.js";
 import { Empty, Section } from "../parts/panels.js";
 import { Table } from "../parts/table.js";
 import { counted, duration, estimateParts, percent, UNKNOWN } from "../pure/format.js";
+import { largestShare } from "../pure/simplex.js";
 import { leaderboard, marksOf, metricsOf, shortId, shortMetric } from "../pure/sweep.js";
 import { html, useState } from "../ui.js";
 import { Promote } from "./promote.js";
@@ -16,11 +17,12 @@ export function Candidates({ results, categories, path }) {
   const withCandidates = results.stages.filter(({ name }) => leaderboard(results, name).length);
   if (!withCandidates.length) return html`<${Section} title="Candidates" wide=${true}><${Empty}>None yet.<//><//>`;
   const stage = withCandidates.find(({ name }) => name === chosenStage) ?? withCandidates.at(-1);
+  const most = largestShare(results.candidates.map(({ mixture }) => mixture ?? {}));
   const shown = (name) => leaderboard(results, name, { onlyBeams });
   return html`<${Section} title="Candidates" wide=${true} note="gains over the base mix in the same stage, in %, ± standard error; above 0 is better">
     ${categories.length > 1 && html`<div class="pictures">${withCandidates.map(
       ({ name }) => html`<figure key=${name}><figcaption>${name}</figcaption>
-        <${Mixes} candidates=${shown(name)} categories=${categories} /></figure>`,
+        <${Mixes} candidates=${shown(name)} categories=${categories} most=${most} /></figure>`,
     )}</div><${Legend} isTriangle=${categories.length === 3} />`}
     <div class="choices">
       <${Choice} label="Stage" value=${stage.name} choose=${chooseStage} options=${withCandidates.map(({ name }) => [name, name])} />
@@ -50,7 +52,7 @@ function Leaderboard({ candidates, categories, best, promote }) {
     ...metrics.map((name) => ({ title: shortMetric(name), number: true, cell: ({ gains }) => html`<${Gain} found=${gains[name]} />` })),
     { title: "Cost", number: true, hint: "Workers' time", cell: (candidate) => duration(candidate.worker_seconds) },
     { title: "From", className: "nowrap", cell: (candidate) => candidate.parent ?? candidate.role.replaceAll("_", " ") },
-    { title: "", cell: (candidate) => html`<button type="button" class="small" onClick=${() => promote(candidate)}>Promote<span class="unseen"> ${shortId(candidate)}</span></button>` },
+    { title: "Full length", cell: (candidate) => html`<button type="button" class="small" onClick=${() => promote(candidate)}>Promote<span class="unseen"> ${shortId(candidate)}</span></button>` },
   ];
   return html`<${Table} caption=${`Leaderboard of ${counted(candidates.length, "candidate")}, the best first`} isFull=${true} columns=${columns}
     rows=${candidates} keyOf=${({ id }) => id} classOf=${({ is_beam, is_promoted }) => (is_beam || is_promoted ? "beam" : "")} />`;

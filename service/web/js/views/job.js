@@ -11,7 +11,7 @@ import { Curves } from "./curves.js";
 import { DataReport } from "./data_report.js";
 import { Benchmarks, HeldOut, Samples } from "./evaluations.js";
 import { Routing } from "./routing.js";
-import { Outcome, Proofs, Spec } from "./outcome.js";
+import { Outcome, Proofs, Spec, Warnings } from "./outcome.js";
 import { Stages } from "./stages.js";
 
 // Drawing takes longer than events take to come.
@@ -30,6 +30,7 @@ export function Job({ id }) {
   return html`
     <${RunHeader} run=${job} kind="job" path=${path} onActed=${again} />
     <${Stages} job=${job} history=${history} />
+    <${Warnings} warnings=${history.warnings} />
     <div class="panels">
       <${Curves} history=${history} job=${job} />
       <div class="side-by-side"><${HeldOut} history=${history} /><${Benchmarks} history=${history} />

@@ -1,4 +1,4 @@
-// What a job proves of itself, what it warned of, and what came of it.
+// What a job warned of, what it proves of itself, and what came of it.
 import { Facts, Section } from "../parts/panels.js";
 import { Table } from "../parts/table.js";
 import { bytes, duration, integer, moment, percent, significant, words } from "../pure/format.js";
@@ -6,7 +6,7 @@ import { html } from "../ui.js";
 
 export function Proofs({ history }) {
   const proofs = history.proofs.flatMap(({ attempt, step, proofs }) => proofs.map((proof) => ({ attempt, step, ...proof })));
-  if (!proofs.length && !history.warnings.length) return null;
+  if (!proofs.length) return null;
   const failed = proofs.filter((proof) => !proof.passed).length;
   const columns = [
     { title: "Proof", head: true, cell: (proof) => words(proof.name) },
@@ -17,15 +17,27 @@ export function Proofs({ history }) {
     { title: "Step", number: true, cell: (proof) => integer(proof.step) },
     { title: "What it says", className: "detail", cell: (proof) => proof.detail },
   ];
-  const note = proofs.length ? (failed ? `${failed} of ${proofs.length} proofs failed` : `${proofs.length} proofs passed`) : "";
-  return html`<${Section} title="Proofs and warnings" note=${note} wide=${true}>
-    ${history.warnings.length > 0 && html`<ul class="warnings">${history.warnings.map(
-      ({ kind, message, time }) => html`<li class="callout warn"><strong>${words(kind)}</strong> ${message}
-        <time datetime=${time} class="quiet">${moment(time)}</time></li>`,
-    )}</ul>`}
-    ${proofs.length > 0 && html`<${Table} caption="Proofs" columns=${columns} rows=${proofs} />`}
-  <//>`;
+  const note = failed ? `${failed} of ${proofs.length} failed` : `${proofs.length} passed`;
+  return html`<${Section} title="Proofs" note=${note} wide=${true}>
+    <${Table} caption="Proofs" columns=${columns} rows=${proofs} /><//>`;
 }
+
+// What the job warned of while it went on; the newest ones.
+export function Warnings({ warnings }) {
+  if (!warnings.length) return null;
+  const more = warnings.length - KEPT;
+  return html`<ul class="warnings" aria-label="Warnings">
+    ${warnings.slice(-KEPT).map(({ kind, message, time }) => html`<li key=${time} class="callout warn">
+      <strong>${words(kind)}</strong>${" – "}${message}<time datetime=${time} class="quiet">${moment(time)}</time></li>`)}
+    ${more > 0 && html`<li class="quiet">and ${more} before them</li>`}</ul>`;
+}
+
+const KEPT = 5;
+const CHECKPOINT = [
+  { title: "Step", head: true, number: true, cell: ({ step }) => integer(step) },
+  { title: "Saved", className: "nowrap", cell: ({ time }) => html`<time datetime=${time}>${moment(time)}</time>` },
+  { title: "Below checkpoints/", cell: ({ path }) => html`<code class="path">${path}</code>` },
+];
 
 export function Outcome({ history, report, job }) {
   const { checkpoints } = history;
@@ -45,8 +57,7 @@ export function Outcome({ history, report, job }) {
     ]} /><p>Checkpoint <code class="path">${report.export.path}</code><br />
       <span class="quiet">${bytes(report.export.bytes)} in ${integer(report.export.files)} shards, read back bit-identical</span></p>`}
     ${checkpoints.length > 0 && html`<h3>Checkpoints of the training</h3>
-      <ul class="plain">${checkpoints.slice(-5).map(({ step, path, time }) => html`<li key=${path}>step ${integer(step)}
-        <code class="path">${path}</code> <time class="quiet" datetime=${time}>${moment(time)}</time></li>`)}</ul>`}
+      <${Table} caption="Checkpoints of the training, the newest ones" columns=${CHECKPOINT} rows=${checkpoints.slice(-KEPT)} />`}
     <p>Run directory <code class="path">${job.run_url}</code></p><//>`;
 }
 

@@ -5,7 +5,7 @@ import { usePolled } from "../live.js";
 import { Choice } from "../parts/choice.js";
 import { Empty, Loading, Section } from "../parts/panels.js";
 import { Table } from "../parts/table.js";
-import { decimal, integer, percent, words } from "../pure/format.js";
+import { decimal, integer, percent, UNKNOWN, words } from "../pure/format.js";
 import { ratios, sum } from "../pure/heat.js";
 import { inOrder } from "../pure/history.js";
 import { spread } from "../pure/series.js";
@@ -23,7 +23,10 @@ export function Routing({ history, path }) {
       <div><h3>Held-out tokens, by layer and expert</h3><${ByExpert} evaluations=${evaluations} path=${path} /></div>
       <div><h3>The busiest expert of each layer, while it trains</h3><${OverSteps} history=${history} /></div>
     </div>
-    <${Summary} evaluations=${evaluations} />
+    <div class="columns">
+      <div><${Summary} evaluations=${evaluations} /></div>
+      <div><${Specialised} evaluation=${evaluations.at(-1)} /></div>
+    </div>
   <//>`;
 }
 
@@ -86,6 +89,20 @@ function OverSteps({ history }) {
       describe=${(row, x, ratio) => `layer ${row.name}, step ${points[x].step}: ${decimal(ratio, 2)}×`} />
     <details><summary>Numbers<span class="unseen"> of the busiest experts</span></summary>
       <${Table} caption="Busiest expert by layer" columns=${columns} rows=${rows} /></details>`;
+}
+
+// The layers whose experts tell most of the category, and of each category the expert that does: its share, and its lift.
+function Specialised({ evaluation }) {
+  const rows = evaluation?.most_specialised ?? [];
+  if (!rows.length) return null;
+  const own = ([first]) => (first ? `${first.expert} (${percent(first.share, 0)}, ${decimal(first.lift, 1)}×)` : UNKNOWN);
+  const columns = [
+    { title: "Layer", head: true, number: true, cell: (row) => row.layer },
+    { title: "0 to 1", number: true, hint: "How much an expert tells of the category", cell: (row) => decimal(row.specialisation) },
+    ...Object.keys(rows[0].experts).sort().map((name) => ({ title: name, number: true, cell: (row) => own(row.experts[name] ?? []) })),
+  ];
+  return html`<h3>Most specialised layers, by chance ${decimal(evaluation.specialisation_by_chance)}</h3>
+    <${Table} caption="Most specialised layers: expert of its own, share of the category's copies, lift" columns=${columns} rows=${rows} />`;
 }
 
 // By category, the first evaluation beside the last.
