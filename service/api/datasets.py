@@ -6,10 +6,11 @@ import base64
 import binascii
 import re
 import tempfile
-from typing import Annotated, Any, TypeVar
+from typing import IO, Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Header, Path, Query, Request, Response, status
+from fastapi import APIRouter, Header, HTTPException, Path, Query, Request, Response, status
 from fastapi.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 
 from service.api.access import Member, Viewer
 from service.api.dependencies import Parts
@@ -28,7 +29,7 @@ from service.spec.dataset import (
     Scan,
     Statistics,
 )
-from service.spec.resources import Page
+from service.spec.resources import Page, Problem
 from service.store.models import DatasetScanRow
 
 _NOT_FOUND = not_found("dataset")
@@ -88,7 +89,7 @@ def list_parts(dataset_id: str, who: Viewer, parts: Parts) -> Page[DatasetPart]:
 
 @router.put(
     "/{dataset_id}/parts/{number}",
-    responses=_NOT_FOUND | CONFLICT,
+    responses=_NOT_FOUND | CONFLICT | {400: {"model": Problem, "description": "The upload broke off"}},
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -109,19 +110,28 @@ async def put_part(
     sha256 = _sha256_of(content_digest)
     datasets = parts.datasets
     with tempfile.SpooledTemporaryFile(_MEMORY_BYTES) as content:
-        size = 0
-        async for piece in request.stream():
-            size += len(piece)
-            if size > datasets.limits.max_part_bytes:
-                raise InvalidDatasetError(f"a part has at most {datasets.limits.max_part_bytes:,} bytes")
-            content.write(piece)
-        content.seek(0)
+        await _receive(request, content, datasets.limits.max_part_bytes)
 
         def store() -> DatasetPart:
             store = parts.store.of(who)
             return datasets.put_part(store, store.get_dataset(dataset_id), number, content, sha256)
 
         return await run_in_threadpool(store)
+
+
+async def _receive(request: Request, content: IO[bytes], max_bytes: int) -> None:
+    """Take a body in, and no more of it than may be."""
+    size = 0
+    try:
+        async for piece in request.stream():
+            size += len(piece)
+            if size > max_bytes:
+                raise InvalidDatasetError(f"a part has at most {max_bytes:,} bytes")
+            content.write(piece)
+    except ClientDisconnect:
+        # nobody is there to be answered, and nothing has failed here
+        raise HTTPException(status.HTTP_400_BAD_REQUEST, f"the upload broke off after {size:,} bytes") from None
+    content.seek(0)
 
 
 @router.post("/{dataset_id}/complete", status_code=202, responses=_NOT_FOUND | CONFLICT, response_model=Dataset)

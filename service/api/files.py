@@ -13,7 +13,7 @@ from starlette.datastructures import UploadFile
 
 from service.api.access import Member, Viewer
 from service.api.dependencies import Parts
-from service.api.openai_errors import OPENAI_PROBLEMS, openai_not_found
+from service.api.openai_errors import OPENAI_PROBLEMS, OpenAIError, openai_not_found
 from service.datasets.storage import pieces
 from service.errors import InvalidDatasetError
 from service.openai_api.answers import openai_file
@@ -37,12 +37,17 @@ _FORM = {
     },
 }
 
+_TOO_LARGE: dict[int | str, dict[str, Any]] = {
+    411: {"model": OpenAIError, "description": "No Content-Length"},
+    413: {"model": OpenAIError, "description": "Larger than 512 MiB"},
+}
+
 RetryCount = Annotated[int, Header(alias="x-stainless-retry-count", ge=0, description="As OpenAI's client sends it")]
 
 router = APIRouter(prefix="/v1/files", tags=["openai"], responses=OPENAI_PROBLEMS)
 
 
-@router.post("", openapi_extra={"requestBody": _FORM})
+@router.post("", openapi_extra={"requestBody": _FORM}, responses=_TOO_LARGE)
 async def create_file(request: Request, who: Member, parts: Parts, retry_count: RetryCount = 0) -> OpenAIFile:
     """Upload a file of up to 512 MiB. Its rows are judged by the job that reads it, or by a dataset's `validate`."""
     _require_size(request.headers.get("content-length"))

@@ -40,7 +40,7 @@ RetryCount = Annotated[
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["openai"], responses=OPENAI_PROBLEMS)
 
 
-@router.post("")
+@router.post("", responses=openai_not_found("model"))
 def create_fine_tuning_job(
     request: FineTuningRequest, who: Member, parts: Parts, retry_count: RetryCount = 0
 ) -> OpenAIJob:

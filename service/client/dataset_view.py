@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from service.client.tables import titled_table
@@ -19,7 +19,7 @@ _VISIBLE |= {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), *range(0x20
 
 def datasets_table(datasets: Iterable[Dataset]) -> Table:
     """One a line."""
-    table = Table("id", "name", "status", "bytes", "created")
+    table = Table(Column("id", no_wrap=True), "name", "status", "bytes", "created")
     for dataset in datasets:
         created = dataset.created_at.astimezone().strftime("%Y-%m-%d %H:%M")
         status = f"{dataset.status}: {dataset.error.message}" if dataset.error else dataset.status
@@ -65,7 +65,15 @@ def print_statistics(found: Statistics, console: Console) -> None:
 
 
 def _histogram(title: str, buckets: list[Bucket]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False, box=None)
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        show_header=False,
+        show_edge=False,
+        pad_edge=False,
+        box=None,
+    )
     most = max((bucket.count for bucket in buckets), default=1)
     for bucket in buckets:
         values = f"{bucket.start:,}" if bucket.start == bucket.end else f"{bucket.start:,} - {bucket.end:,}"

@@ -7,7 +7,9 @@ Two threads, so that an upload is verified while a long pass goes on. What is re
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +24,8 @@ from service.store.store import Store
 log = logging.getLogger(__name__)
 
 LEASE_S = 60.0
+_EXPIRY_INTERVAL_S = 600.0
+"""Seconds between two looks for uploads that nobody completes: each writes to the database."""
 
 
 class DatasetWorker:
@@ -36,6 +40,7 @@ class DatasetWorker:
 
     def __init__(self, store: Store, files: DatasetFiles, limits: DatasetLimits, interval_s: float = 1.0) -> None:
         self._store, self._files, self._limits, self._interval_s = store, files, limits, interval_s
+        self._last_expiry = -math.inf
         self._stopped = threading.Event()
         self._wakes: list[threading.Event] = []
         self._threads: list[threading.Thread] = []
@@ -79,7 +84,9 @@ class DatasetWorker:
 
     def _verify_or_remove(self) -> bool:
         """One dataset; whether there was one."""
-        self._store.expire_uploads(self._limits.upload_expiry_s)
+        if time.monotonic() - self._last_expiry > _EXPIRY_INTERVAL_S:
+            self._last_expiry = time.monotonic()
+            self._store.expire_uploads(self._limits.upload_expiry_s)
         for dataset_id in self._store.deleting_datasets():
             self._files.remove(dataset_id)
             self._store.finish_deletion(dataset_id)

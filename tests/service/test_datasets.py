@@ -7,6 +7,8 @@ import base64
 import gzip
 import hashlib
 import json
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +167,25 @@ def test_a_part_larger_than_any_is_not_read_to_its_end(http: TestClient, dataset
     dataset = create(http)
     answer = put(http, dataset["id"], 1, b"0" * (datasets.limits.max_part_bytes + 1))
     assert (answer.status_code, "at most" in answer.json()["detail"]) == (422, True)
+
+
+def test_a_part_that_breaks_off_is_no_part_and_no_fault_of_the_service(
+    url: str, key: str, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = client.send(dataset_calls.create(DatasetSpec(name="a.jsonl", num_bytes=10_000), "k"))
+    with socket.create_connection(("127.0.0.1", httpx.URL(url).port)) as connection:
+        head = [
+            f"PUT /v1/datasets/{dataset.id}/parts/1 HTTP/1.1",
+            "Host: localhost",
+            f"Authorization: Bearer {key}",
+            f"Content-Digest: sha-256=:{'A' * 43}=:",
+            "Content-Length: 10000",
+        ]
+        connection.sendall("\r\n".join([*head, "", "only this"]).encode())
+        time.sleep(0.5)
+    time.sleep(0.5)
+    assert client.send(dataset_calls.list_parts(dataset.id)).data == []
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_a_whole_file_with_another_hash_is_rejected(http: TestClient, client: Client, datasets: Datasets) -> None:
@@ -355,6 +376,21 @@ def test_a_job_reads_a_dataset_by_its_id(
     with pytest.raises(NotFoundError):
         client.datasets.get(ready.id)
     assert client.datasets.list().data == []
+
+
+def test_a_job_that_is_resumed_when_its_dataset_has_gone_says_so(
+    client: Client, ready: Dataset, job_document: dict[str, Any], reconciler: Reconciler
+) -> None:
+    job = client.jobs.create(reading(job_document, ready))
+    client.jobs.cancel(job.id)
+    client.datasets.delete(ready.id)
+    client.jobs.resume(job.id)
+    for _ in range(2):
+        reconciler.reconcile()
+    found = client.jobs.get(job.id)
+    assert found.error is not None
+    assert (found.status, found.error.code, found.error.fault) == ("failed", "source_not_found", "user")
+    assert ready.id in found.error.message
 
 
 def test_a_job_is_refused_whose_dataset_is_not_there(
