@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from sqlalchemy import delete, select
+from sqlalchemy.exc import IntegrityError
 
 from service.errors import ConflictError, NotFoundError
 from service.spec.registry import NewModel, RegisteredModel
@@ -24,6 +25,12 @@ class RegisteredModelTables(Tables):
         Raises:
             ConflictError: the name is another checkpoint's.
         """
+        try:
+            return self._register(new)
+        except IntegrityError:  # somebody else has registered the name at this moment
+            return self._register(new)
+
+    def _register(self, new: NewModel) -> tuple[RegisteredModel, bool]:
         with self._transaction() as session:
             row = session.get(RegisteredModelRow, (self._project, new.name))
             if row is not None and row.uri != new.uri:
