@@ -6,12 +6,15 @@ holds. A role is the user's in that project; a key's scopes may narrow it, and n
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import Depends, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from service.api.dependencies import Parts
+from service.api.dependencies import ControlPlane, Parts
 from service.errors import NotAuthenticatedError, NotAuthorizedError
 from service.spec.access import Role, Scope
 from service.store.principal import Origin, Principal
@@ -44,7 +47,7 @@ class RequireRole:
     def __init__(self, role: Role) -> None:
         self._role = role
 
-    def __call__(self, request: Request, parts: Parts, credentials: Credentials) -> Principal:
+    async def __call__(self, request: Request, parts: Parts, credentials: Credentials) -> Principal:
         """Who is asking.
 
         Raises:
@@ -54,10 +57,28 @@ class RequireRole:
         request.state.is_write = self._role != "viewer"
         if credentials is None:
             raise NotAuthenticatedError("send your API key as 'Authorization: Bearer …'")
-        principal = parts.store.authenticate(credentials.credentials, origin_of(request))
+        principal = await self._who(request, parts, credentials.credentials)
         request.state.principal = principal
         require_role(principal, self._role)
         return principal
+
+    async def _who(self, request: Request, parts: ControlPlane, key: str) -> Principal:
+        origin, asked_at = origin_of(request), parts.principals.now()
+        known = parts.principals.find(key) if self._role == "viewer" else None
+        if known is not None:
+            return replace(known, origin=origin)
+        principal = await run_in_threadpool(parts.store.authenticate, key, origin)
+        parts.principals.remember(key, principal, asked_at)
+        return principal
+
+
+async def forgets_principals(request: Request, parts: Parts) -> AsyncIterator[None]:
+    """For routes that change who may do what: whoever was let in is looked up again once they have answered."""
+    try:
+        yield
+    finally:
+        if request.method != "GET":
+            parts.principals.forget()
 
 
 def require_role(principal: Principal, role: Role) -> None:

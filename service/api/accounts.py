@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response, status
+from fastapi import APIRouter, Depends, Query, Response, status
 
-from service.api.access import Admin, Viewer
+from service.api.access import Admin, Viewer, forgets_principals
 from service.api.dependencies import Parts
 from service.api.runs import CONFLICT, PROBLEMS, AfterId, IdempotencyKey, Limit, created, not_found
 from service.errors import NotAuthorizedError
@@ -27,7 +27,8 @@ from service.spec.access import (
 )
 from service.spec.resources import Page
 
-router = APIRouter(prefix="/v1", tags=["access"], responses=PROBLEMS)
+_FORGETS = Depends(forgets_principals, scope="function")  # before the answer goes out
+router = APIRouter(prefix="/v1", tags=["access"], responses=PROBLEMS, dependencies=[_FORGETS])
 
 _CREATED = status.HTTP_201_CREATED
 

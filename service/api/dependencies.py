@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 
 from service.api.event_feed import EventFeed
 from service.api.log_feed import LogFeed
+from service.api.principals import Principals
 from service.backends.base import Backend
 from service.datasets.datasets import Datasets
 from service.reconcile import Reconciler
@@ -45,6 +46,11 @@ class ControlPlane:
             getattr(self, name)
 
     @cached_property
+    def principals(self) -> Principals:
+        """Who was let in a moment ago."""
+        return Principals()
+
+    @cached_property
     def event_feed(self) -> EventFeed:
         """Hands events to those who follow a run."""
         return EventFeed(self.store)
@@ -71,4 +77,9 @@ def control_plane(request: Request) -> ControlPlane:
     return parts
 
 
-Parts = Annotated[ControlPlane, Depends(control_plane)]
+async def _parts(request: Request) -> ControlPlane:
+    """Awaited, for FastAPI calls in a thread what is not."""
+    return control_plane(request)
+
+
+Parts = Annotated[ControlPlane, Depends(_parts)]

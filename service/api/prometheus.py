@@ -172,11 +172,11 @@ def is_local(request: Request) -> bool:
         return False
 
 
-def require_scraper(request: Request, parts: Parts, credentials: Credentials) -> None:
+async def require_scraper(request: Request, parts: Parts, credentials: Credentials) -> None:
     """Refuse who is neither on this machine nor has a key to the default project, unless the metrics are open."""
     if parts.open_metrics or is_local(request):
         return
-    who = RequireRole("viewer")(request, parts, credentials)
+    who = await RequireRole("viewer")(request, parts, credentials)
     if who.project != DEFAULT_PROJECT:
         raise NotAuthorizedError(f"this is of all projects, and for members of project {DEFAULT_PROJECT} only")
 
