@@ -73,3 +73,23 @@ def test_a_running_sweep_is_followed(signed_in: Page, cluster: Cluster) -> None:
     cluster.tell(sweep, [{"type": "sweep.progress", "stage": "proxy-1m", "data": progress}])
     expect(signed_in.get_by_role("table", name="Leaderboard of 7 candidates")).to_be_visible()
     expect(signed_in.get_by_role("list", name="Stages")).to_contain_text("round 1 · 5/7 trials")
+
+
+def test_three_categories_are_shown_in_a_triangle(signed_in: Page, cluster: Cluster, picture: Picture) -> None:
+    sweep, results = cluster.finished_sweep(), read("finished_sweep.json")["results"]
+    for candidate in results["candidates"]:
+        if candidate["mixture"] is not None:
+            identity = candidate["mixture"].pop("identity")
+            candidate["mixture"]["math"] += identity
+        elif candidate["role"] == "base":
+            candidate["mixture"] = {"code": 0.5, "general": 0.2, "math": 0.3}
+    first = {candidate["id"] for candidate in results["candidates"] if candidate["stage"] == "proxy-1m"}
+    num_children = sum(candidate["parent"] in first and candidate["id"] in first for candidate in results["candidates"])
+    assert num_children > 0
+    cluster.write_results(sweep, results)
+    signed_in.goto(f"/#/sweeps/{sweep.id}")
+    triangle = signed_in.get_by_role("img", name="Mixes of 12 candidates over code, general, math")
+    expect(triangle.locator("circle")).to_have_count(11)
+    expect(triangle.locator("rect")).to_have_count(1)
+    expect(triangle.locator(".descent line")).to_have_count(num_children)
+    picture(signed_in, "sweep-triangle")

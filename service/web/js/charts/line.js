@@ -89,7 +89,7 @@ function options(curves, format, width, setCursor) {
   return {
     width,
     height: HEIGHT,
-    padding: [8, 8, 0, 0],
+    padding: [8, 16, 0, 0],
     legend: { show: false },
     cursor: { sync: { key: CURSOR.key }, drag: { x: false, y: false }, points: { size: 6 }, y: false },
     scales: { x: { time: false } },

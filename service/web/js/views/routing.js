@@ -5,7 +5,7 @@ import { usePolled } from "../live.js";
 import { Choice } from "../parts/choice.js";
 import { Empty, Loading, Section } from "../parts/panels.js";
 import { Table } from "../parts/table.js";
-import { decimal, integer, percent, UNKNOWN, words } from "../pure/format.js";
+import { decimal, integer, percent, significant, UNKNOWN, words } from "../pure/format.js";
 import { ratios, sum } from "../pure/heat.js";
 import { inOrder } from "../pure/history.js";
 import { spread } from "../pure/series.js";
@@ -37,14 +37,15 @@ function ByExpert({ evaluations, path }) {
   const load = (signal) => (chosen ? getJson(`${path}/artifacts/${chosen.path}`, { signal }) : null);
   const { data, error } = usePolled(load, null, [`${path} ${chosen?.path}`]);
   if (!chosen) return html`<${Empty}>It is measured at each evaluation.<//>`;
+  const isMissing = error && !error.isTemporary;
   const names = Object.keys(data?.categories ?? {}).sort();
   return html`<div class="choices">
       <${Choice} label="Evaluation" value=${chosen.when} choose=${chooseWhen} options=${evaluations.map((one) => [one.when, words(one.when)])} />
       <${Choice} label="Tokens of" value=${category} choose=${chooseCategory}
         options=${[[ALL, "all categories"], ...names.map((name) => [name, name])]} />
     </div>
-    ${error && html`<${Empty}>${error.message}<//>`}
-    ${!data && !error && html`<${Loading} what="the figures" />`}
+    ${isMissing && html`<${Empty}>${error.message}<//>`}
+    ${!data && !isMissing && html`<${Loading} what="the figures" />`}
     ${data && html`<${Loads} figures=${data} names=${category === ALL ? names : [category]} />`}`;
 }
 
@@ -101,7 +102,7 @@ function Specialised({ evaluation }) {
     { title: "0 to 1", number: true, hint: "How much an expert tells of the category", cell: (row) => decimal(row.specialisation) },
     ...Object.keys(rows[0].experts).sort().map((name) => ({ title: name, number: true, cell: (row) => own(row.experts[name] ?? []) })),
   ];
-  return html`<h3>Most specialised layers, by chance ${decimal(evaluation.specialisation_by_chance)}</h3>
+  return html`<h3>Most specialised layers, by chance ${significant(evaluation.specialisation_by_chance)}</h3>
     <${Table} caption="Most specialised layers: expert of its own, share of the category's copies, lift" columns=${columns} rows=${rows} />`;
 }
 
