@@ -13,6 +13,7 @@ import typer
 
 from service.access_commands import access_app
 from service.advise_commands import advise_app
+from service.client.client import is_loopback
 from service.client.plan_view import print_plan
 from service.client.progress_view import describe_progress
 from service.client.report_view import print_report
@@ -37,6 +38,7 @@ from service.command_line import (
 )
 from service.data_commands import data_app
 from service.dataset_commands import datasets_app
+from service.errors import InvalidSettingsError
 from service.follow_commands import follow, follow_app
 from service.lifecycle_commands import lifecycle_app
 from service.plan.plan import plan_job
@@ -108,15 +110,29 @@ def serve(
     open_metrics: Annotated[
         bool, typer.Option("--open-metrics", help="Let other machines read /metrics without a key.")
     ] = False,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate (PEM); serves HTTPS, with --tls-key.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+    allow_uri: Annotated[
+        list[str] | None, typer.Option(help="Prefix that specs may read below, such as s3://our-data/; repeatable.")
+    ] = None,
+    allow_private_endpoints: Annotated[
+        bool | None,
+        typer.Option(help="Let judges and trackers be in this network; by default if only this machine asks."),
+    ] = None,
+    rate_limit: Annotated[float, typer.Option(min=0, help="Requests a second of one key; 0 for any number.")] = 1000.0,
     allow_private_webhooks: Annotated[
         bool, typer.Option("--allow-private-webhooks", help="Let webhooks lead into this network, and to http://.")
     ] = False,
 ) -> None:
-    """Run the service until Ctrl-C."""
+    """Run the service until Ctrl-C.
+
+    Without --allow-uri, specs may name any file that the cluster can read: right for one user on their own machine.
+    """
     from service.serve import ensure_first_key
     from service.serve import serve as serve_forever
 
     exit_on_signals()
+    is_alone = ray_dashboard_url is None and is_loopback(f"http://{host}")
     settings = Settings(
         data_dir,
         database_url=database_url,
@@ -128,12 +144,23 @@ def serve(
         max_running_jobs=max_running_jobs,
         open_metrics=open_metrics,
         allow_private_webhooks=allow_private_webhooks,
+        allowed_uris=tuple(allow_uri or ()),
+        allow_private_endpoints=is_alone if allow_private_endpoints is None else allow_private_endpoints,
+        rate_limit_per_s=rate_limit,
     )
     if key := ensure_first_key(settings):
         out.print(f"API key, shown this once: [bold]{key}[/bold]", highlight=False, soft_wrap=True)
     if settings.api_key_path.exists():
         out.print(f"The first key lies in {settings.api_key_path}, for this machine's command line", highlight=False)
-    serve_forever(settings, host, port)
+    serve_forever(settings, host, port, _tls(tls_cert, tls_key))
+
+
+def _tls(cert: Path | None, key: Path | None) -> tuple[Path, Path] | None:
+    if cert is None and key is None:
+        return None
+    if cert is None or key is None:
+        raise InvalidSettingsError("a certificate needs its key", "--tls-cert" if cert is None else "--tls-key")
+    return cert, key
 
 
 @app.command()

@@ -197,6 +197,24 @@ class NotReadyError(ConflictError):
     code = "not_ready"
 
 
+class RateLimitedError(SleddogError, RuntimeError):
+    """More requests than one key may send.
+
+    Args:
+        retry_after_s: seconds until the next is answered.
+    """
+
+    code = "rate_limited"
+    fault = "user"
+
+    def __init__(self, retry_after_s: float = 1.0) -> None:
+        super().__init__(f"too many requests; the next is answered in {retry_after_s:.1f} s")
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[type[RateLimitedError], tuple[float]]:
+        return type(self), (self.retry_after_s,)
+
+
 class ServiceUnreachableError(SleddogError, ConnectionError):
     """The client could not reach the control plane."""
 

@@ -7,6 +7,8 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -34,13 +36,26 @@ def ensure_first_key(settings: Settings) -> str | None:
         return key
 
 
-def serve(settings: Settings, host: str, port: int) -> None:
-    """Serve until SIGINT or SIGTERM."""
+def serve(settings: Settings, host: str, port: int, tls: tuple[Path, Path] | None = None) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Args:
+        settings: of the control plane.
+        host: address to listen on.
+        port: likewise.
+        tls: files of the certificate and its key, PEM; None serves plain HTTP.
+    """
     with closing(open_store(settings)) as store, open_backend(settings) as backend:
         app = create_app(assemble(settings, store, backend))
-        server = Server(uvicorn.Config(app, host=host, port=port, log_level="info", access_log=False))
+        server = Server(
+            uvicorn.Config(app, host=host, port=port, log_level="info", access_log=False, **_tls_options(tls))
+        )
         with suppress(KeyboardInterrupt):  # the server has stopped when it raises it
             server.run()
+
+
+def _tls_options(tls: tuple[Path, Path] | None) -> dict[str, Any]:
+    return {} if tls is None else {"ssl_certfile": tls[0], "ssl_keyfile": tls[1]}
 
 
 @contextmanager

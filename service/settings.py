@@ -31,6 +31,9 @@ class Settings:
         max_attempts: starts of a job's driver before a lost one counts as failure.
         reconcile_interval_s: seconds between two looks at the cluster.
         open_metrics: let anybody read `/metrics` without a key; else only from this machine.
+        allowed_uris: prefixes of what specs may read, such as `s3://our-data/`; empty allows any.
+        allow_private_endpoints: let the HTTP endpoints of specs be in private networks and on loopback.
+        rate_limit_per_s: requests a second of one key, twice as many at once; 0 for any number.
         allow_private_webhooks: let receivers of messages be in the service's own network, and without TLS.
     """
 
@@ -47,6 +50,9 @@ class Settings:
     reconcile_interval_s: float = 0.5
     open_metrics: bool = False
     allow_private_webhooks: bool = False
+    allowed_uris: tuple[str, ...] = ()
+    allow_private_endpoints: bool = True
+    rate_limit_per_s: float = 1000.0
 
     def __post_init__(self) -> None:
         if self.ray_dashboard_url is not None and self.ray_token_path is None:

@@ -53,16 +53,23 @@ class RequireRole:
         Raises:
             NotAuthenticatedError: no key, or one that does not work.
             NotAuthorizedError: the user's role or the key's scopes do not suffice.
+            RateLimitedError: the key, or the address without one, asks too often.
         """
         request.state.is_write = self._role != "viewer"
-        if credentials is None:
-            raise NotAuthenticatedError("send your API key as 'Authorization: Bearer …'")
-        principal = await self._who(request, parts, credentials.credentials)
+        try:
+            principal = await self._who(request, parts, credentials)
+        except NotAuthenticatedError:
+            parts.refusals_by_address.take(origin_of(request).address)
+            raise
         request.state.principal = principal
+        parts.requests_by_key.take(principal.key_id)
         require_role(principal, self._role)
         return principal
 
-    async def _who(self, request: Request, parts: ControlPlane, key: str) -> Principal:
+    async def _who(self, request: Request, parts: ControlPlane, credentials: Credentials) -> Principal:
+        if credentials is None:
+            raise NotAuthenticatedError("send your API key as 'Authorization: Bearer …'")
+        key = credentials.credentials
         origin, asked_at = origin_of(request), parts.principals.now()
         known = parts.principals.find(key) if self._role == "viewer" else None
         if known is not None:

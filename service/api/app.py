@@ -32,6 +32,8 @@ from service.api import (
 )
 from service.api.audit_middleware import AuditMiddleware
 from service.api.dependencies import ControlPlane
+from service.api.files import MAX_UPLOAD_BYTES
+from service.api.security_headers import SecurityHeaders
 from service.attempts import Limits
 from service.backends.base import Backend
 from service.backends.local_ray import LocalRay
@@ -44,7 +46,14 @@ from service.server_secret import load_secret
 from service.settings import Settings
 from service.store.engine import migrate, open_engine, require_current_schema
 from service.store.store import Store
+from service.uri_policy import UriPolicy
 
+MAX_BODY_BYTES = 4 * 2**20
+"""Of a request: a spec with a thousand sources is a tenth of it."""
+MAX_PART_BYTES = 65 * 2**20
+"""Of a part of a dataset, whose own limit is a little lower."""
+MAX_FILE_BYTES = MAX_UPLOAD_BYTES + 2**20
+"""Of a file with the form around it."""
 MIN_LOCAL_CPUS = 3
 """Two training workers and a data task fit, also on a machine with fewer cores."""
 
@@ -67,9 +76,11 @@ def create_app(parts: ControlPlane) -> FastAPI:
         summary="Fine-tunes Mixture-of-Experts language models on a Ray cluster.",
         version=version("sleddog"),
         lifespan=lifespan,
+        max_body_size=MAX_BODY_BYTES,
     )
     app.state.control_plane = parts
     problems.install(app)
+    app.add_middleware(SecurityHeaders)
     app.add_middleware(AuditMiddleware)
     app.include_router(jobs.router)
     app.include_router(sweeps.router)
@@ -82,8 +93,8 @@ def create_app(parts: ControlPlane) -> FastAPI:
     prometheus.install(app)
     app.include_router(webhooks.router)
     app.include_router(accounts.router)
-    app.include_router(datasets.router)
-    app.include_router(files.router)
+    app.include_router(datasets.router, max_body_size=MAX_PART_BYTES)
+    app.include_router(files.router, max_body_size=MAX_FILE_BYTES)
     app.include_router(fine_tuning.router)
     app.include_router(models.router)
     app.include_router(health.router)
@@ -186,4 +197,6 @@ def assemble(settings: Settings, store: Store, backend: Backend) -> ControlPlane
         uploaded,
         open_metrics=settings.open_metrics,
         allow_private_webhooks=settings.allow_private_webhooks,
+        uri_policy=UriPolicy(settings.allowed_uris, settings.allow_private_endpoints),
+        rate_limit_per_s=settings.rate_limit_per_s,
     )

@@ -15,6 +15,8 @@ from service.api.problems import INTERNAL_ERROR
 from service.spec.access import Outcome
 
 REFUSED = (401, 403)
+RATE_LIMITED = 429
+"""Not recorded, or the record would grow by what the limit holds off."""
 
 
 class AuditMiddleware:
@@ -38,8 +40,10 @@ class AuditMiddleware:
         async def send_recorded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)["X-Request-Id"] = request.state.request_id
-                if message["status"] in REFUSED or getattr(request.state, "is_write", False):
-                    await run_in_threadpool(_complete, request, message["status"])
+                status = message["status"]
+                is_write = getattr(request.state, "is_write", False)
+                if status in REFUSED or (is_write and status != RATE_LIMITED):
+                    await run_in_threadpool(_complete, request, status)
             await send(message)
 
         try:

@@ -25,7 +25,7 @@ router = APIRouter(prefix="/v1", responses=PROBLEMS)
 @router.post("/jobs:validate", tags=["jobs"])
 def validate_job(spec: JobSpec, _who: Viewer, parts: Parts) -> Validation:
     """What posting a job would be answered: its spec is checked, and the files that it names; nothing is stored."""
-    require_possible(spec, parts.backend)
+    require_possible(spec, parts.backend, parts.uri_policy)
     return Validation(spec=spec, spec_sha256=spec.sha256(), files=check_files(spec, parts.backend))
 
 

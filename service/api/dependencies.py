@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated
 
@@ -11,10 +11,12 @@ from fastapi import Depends, Request
 from service.api.event_feed import EventFeed
 from service.api.log_feed import LogFeed
 from service.api.principals import Principals
+from service.api.rate_limit import RateLimiter
 from service.backends.base import Backend
 from service.datasets.datasets import Datasets
 from service.reconcile import Reconciler
 from service.store.store import Store
+from service.uri_policy import UriPolicy
 from service.webhooks.sender import WebhookSender
 
 
@@ -29,6 +31,8 @@ class ControlPlane:
         runs_url: root of the run directories.
         datasets: what users have uploaded.
         open_metrics: whether anybody may read `/metrics`, without a key.
+        uri_policy: what specs may name.
+        rate_limit_per_s: requests a second of one key, twice as many at once; 0 for any number.
         allow_private_webhooks: whether receivers of messages may be in the service's own network, and without TLS.
     """
 
@@ -39,6 +43,18 @@ class ControlPlane:
     datasets: Datasets
     open_metrics: bool = False
     allow_private_webhooks: bool = False
+    uri_policy: UriPolicy = field(default_factory=UriPolicy)
+    rate_limit_per_s: float = 0.0
+
+    @cached_property
+    def requests_by_key(self) -> RateLimiter:
+        """How often each key may ask."""
+        return RateLimiter(self.rate_limit_per_s, 2 * self.rate_limit_per_s)
+
+    @cached_property
+    def refusals_by_address(self) -> RateLimiter:
+        """How often an address may come without a valid key: enough for a mistake, too little to fill the record."""
+        return RateLimiter(1.0, 60.0)
 
     def __post_init__(self) -> None:
         """Make what is made once: threads that ask for it at the same moment could make two."""

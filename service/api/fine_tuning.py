@@ -69,7 +69,7 @@ def _spec(request: FineTuningRequest, parts: ControlPlane, who: Principal) -> Jo
         if param == "training_file" and dataset is not None:
             num_bytes = dataset.decompressed_bytes or dataset.num_bytes
     spec = job_spec(request, model, num_bytes)
-    require_possible(spec, parts.backend)
+    require_possible(spec, parts.backend, parts.uri_policy)
     return spec
 
 

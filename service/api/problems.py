@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request
@@ -20,6 +21,7 @@ from service.errors import (
     NotAuthorizedError,
     NotFoundError,
     NotReadyError,
+    RateLimitedError,
     SleddogError,
     SourceNotFoundError,
 )
@@ -36,6 +38,7 @@ _STATUS_OF: dict[type[SleddogError], HTTPStatus] = {
     NotFoundError: HTTPStatus.NOT_FOUND,
     ConflictError: HTTPStatus.CONFLICT,
     NotReadyError: HTTPStatus.CONFLICT,
+    RateLimitedError: HTTPStatus.TOO_MANY_REQUESTS,
     InvalidDatasetError: HTTPStatus.UNPROCESSABLE_ENTITY,
     InvalidSpecError: HTTPStatus.UNPROCESSABLE_ENTITY,
     SourceNotFoundError: HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -74,6 +77,8 @@ def _sleddog_error(request: Request, error: Exception) -> JSONResponse:
     headers = {"WWW-Authenticate": "Bearer"} if status == HTTPStatus.UNAUTHORIZED else {}
     if isinstance(error, NotReadyError):
         headers["Retry-After"] = "1"
+    if isinstance(error, RateLimitedError):
+        headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     return _answer(request, status, error.code, str(error), errors=errors, headers=headers)
 
 

@@ -18,17 +18,19 @@ from service.spec.model import CheckpointBase, PretrainedTokenizer
 from service.spec.outcomes import SourceCheck
 from service.spec.source import SourceSpec
 from service.spec.sweep import ChoiceAxis, SweepSpec, changed
+from service.uri_policy import UriPolicy
 
 
-def require_possible(spec: JobSpec | SweepSpec, backend: Backend) -> None:
-    """Look for what a job, or each job that a sweep may run, needs.
+def require_possible(spec: JobSpec | SweepSpec, backend: Backend, policy: UriPolicy) -> None:
+    """Look for what a job, or each job that a sweep may run, needs, where it may.
 
     Raises:
         SourceNotFoundError: a file is missing; with the field's path.
-        InvalidSpecError: its workers will never find room; with the field's path.
+        InvalidSpecError: it names what is not allowed, or its workers will never find room; with the field's path.
     """
     for prefix, job, is_run in _jobs_of(spec):
         try:
+            policy.require_allowed(job.model_dump(mode="json"))
             _require_files(job, backend)
             if is_run:
                 _require_room(job, backend)

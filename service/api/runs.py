@@ -23,6 +23,8 @@ Answers = dict[int | str, dict[str, Any]]
 PROBLEMS: Answers = {
     401: {"model": Problem, "description": "No API key, or a wrong one"},
     403: {"model": Problem, "description": "The user's role or the key's scopes do not suffice"},
+    413: {"model": Problem, "description": "The body is larger than the service takes"},
+    429: {"model": Problem, "description": "The key asks too often; `Retry-After` says when to come again"},
     422: {"model": Problem, "description": "A value is not valid; `errors` names its path"},
 }
 CONFLICT: Answers = {409: {"model": Problem, "description": "The request contradicts the state"}}
@@ -72,7 +74,7 @@ def accept(
     run = store.find_of_key(resource, idempotency_key, spec) if idempotency_key else None
     is_new = False
     if run is None:
-        require_possible(spec, parts.backend)
+        require_possible(spec, parts.backend, parts.uri_policy)
         run, is_new = store.create(resource, spec, parts.runs_url, idempotency_key, retry_of)
         parts.reconciler.wake()
     return created(run, f"/v1/{run.kind}s/{run.id}", response, is_new=is_new)
