@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from importlib.metadata import version
@@ -32,7 +33,6 @@ from service.api import (
 )
 from service.api.audit_middleware import AuditMiddleware
 from service.api.dependencies import ControlPlane
-from service.api.files import MAX_UPLOAD_BYTES
 from service.api.security_headers import SecurityHeaders
 from service.attempts import Limits
 from service.backends.base import Backend
@@ -52,8 +52,6 @@ MAX_BODY_BYTES = 4 * 2**20
 """Of a request: a spec with a thousand sources is a tenth of it."""
 MAX_PART_BYTES = 65 * 2**20
 """Of a part of a dataset, whose own limit is a little lower."""
-MAX_FILE_BYTES = MAX_UPLOAD_BYTES + 2**20
-"""Of a file with the form around it."""
 MIN_LOCAL_CPUS = 3
 """Two training workers and a data task fit, also on a machine with fewer cores."""
 
@@ -94,7 +92,7 @@ def create_app(parts: ControlPlane) -> FastAPI:
     app.include_router(webhooks.router)
     app.include_router(accounts.router)
     app.include_router(datasets.router, max_body_size=MAX_PART_BYTES)
-    app.include_router(files.router, max_body_size=MAX_FILE_BYTES)
+    app.include_router(files.router, max_body_size=sys.maxsize)  # it limits the length itself, and says what to do
     app.include_router(fine_tuning.router)
     app.include_router(models.router)
     app.include_router(health.router)

@@ -132,6 +132,7 @@ def url(app: FastAPI) -> Iterator[str]:
     """The same over a real socket; still without the reconciler's loop."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
+        listener.listen()  # so that whoever comes early waits
         server = Server(uvicorn.Config(app, lifespan="off", log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
