@@ -58,7 +58,7 @@ class ControlPlane:
 
     def __post_init__(self) -> None:
         """Make what is made once: threads that ask for it at the same moment could make two."""
-        for name in ("event_feed", "log_feed", "webhook_sender"):
+        for name in ("event_feed", "log_feed", "webhook_sender", "requests_by_key", "refusals_by_address"):
             getattr(self, name)
 
     @cached_property
