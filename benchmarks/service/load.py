@@ -289,7 +289,6 @@ class Bench:
 async def follow(url: str, headers: dict[str, str], followers: int, tell: Callable[[], float]) -> list[float]:
     """Seconds until each follower has what is told once all are there."""
     there, told = asyncio.Semaphore(0), asyncio.Event()
-    at = [0.0]
 
     async def one(http: httpx.AsyncClient) -> float:
         async with http.stream("GET", url, headers=headers) as response:
@@ -297,7 +296,7 @@ async def follow(url: str, headers: dict[str, str], followers: int, tell: Callab
             there.release()
             async for line in response.aiter_lines():
                 if told.is_set() and line == "event: job.warning":
-                    return time.monotonic() - at[0]
+                    return time.monotonic()
         raise SystemExit("a stream ended early")
 
     limits = httpx.Limits(max_connections=None)
@@ -306,8 +305,8 @@ async def follow(url: str, headers: dict[str, str], followers: int, tell: Callab
         for _ in range(followers):
             await there.acquire()
         told.set()
-        at[0] = await asyncio.to_thread(tell)
-        return list(await asyncio.gather(*tasks))
+        at = await asyncio.to_thread(tell)  # some may have it before this returns
+        return [arrived - at for arrived in await asyncio.gather(*tasks)]
 
 
 def main() -> None:
