@@ -17,7 +17,7 @@ from fastapi.testclient import TestClient
 from openai.types.fine_tuning import FineTuningJob
 
 from ray_jobs.run_directory import EventWriter, RunDirectory
-from service.client.client import Client
+from service.client.client import AsyncClient, Client
 from service.datasets import worker
 from service.datasets.process import perform
 from service.errors import ConflictError, InvalidSpecError, NotFoundError
@@ -415,6 +415,20 @@ def test_checkpoints_are_registered_and_trained_on(
     assert api.models.delete("our-base").deleted
     with pytest.raises(NotFoundError):
         client.models.delete("our-base")
+
+
+def test_models_are_the_same_for_the_awaited_client(url: str, key: str, client: Client) -> None:
+    async def use() -> list[str]:
+        async with AsyncClient(url, key) as awaited:
+            await awaited.models.register("b", "/b")
+            assert (await awaited.models.get("b")).uri == "/b"
+            names = [model.id for model in await awaited.models.list() if model.kind == "registered"]
+            await awaited.models.delete("b")
+            return names
+
+    client.models.register("a", "/a")
+    assert asyncio.run(use()) == ["a", "b"]
+    assert [model.id for model in client.models.list() if model.kind == "registered"] == ["a"]
 
 
 def calls_register(name: str) -> Any:
