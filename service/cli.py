@@ -42,6 +42,7 @@ from service.errors import InvalidSettingsError
 from service.follow_commands import follow, follow_app
 from service.lifecycle_commands import lifecycle_app
 from service.plan.plan import plan_job
+from service.queue_commands import queue_app
 from service.result_commands import result_app
 from service.settings import Settings
 from service.spec.resources import JobStatus
@@ -50,6 +51,7 @@ from service.webhook_commands import webhook_app
 
 app = typer.Typer(no_args_is_help=True)
 app.add_typer(follow_app)
+app.add_typer(queue_app)
 app.add_typer(result_app)
 app.add_typer(lifecycle_app)
 app.add_typer(access_app)
@@ -107,6 +109,10 @@ def serve(
         Path | None, typer.Option(envvar="SLEDDOG_RAY_TOKEN_PATH", help="File with that cluster's token.")
     ] = None,
     max_running_jobs: Annotated[int, typer.Option(min=1, help="More wait in the queue.")] = 1,
+    cluster_gpus: Annotated[
+        float | None, typer.Option(min=0, help="GPUs of an existing cluster; jobs wait until all their workers fit.")
+    ] = None,
+    cluster_cpus: Annotated[float | None, typer.Option(min=0, help="CPUs of it, likewise.")] = None,
     open_metrics: Annotated[
         bool, typer.Option("--open-metrics", help="Let other machines read /metrics without a key.")
     ] = False,
@@ -142,6 +148,8 @@ def serve(
         ray_token_path=ray_token_path,
         driver_python=sys.executable if ray_dashboard_url is None else "python",
         max_running_jobs=max_running_jobs,
+        cluster_gpus=cluster_gpus,
+        cluster_cpus=cluster_cpus,
         open_metrics=open_metrics,
         allow_private_webhooks=allow_private_webhooks,
         allowed_uris=tuple(allow_uri or ()),
@@ -248,6 +256,7 @@ def plan(
 def submit(
     spec_file: SpecFile,
     watch_it: Annotated[bool, typer.Option("--watch", help="Follow it to its end.")] = False,
+    priority: Annotated[int, typer.Option(min=-10, max=10, help="Higher goes first.")] = 0,
     as_json: AsJson = False,
     url: Url = None,
     api_key: Key = None,
@@ -256,7 +265,7 @@ def submit(
     """Post a job."""
     spec = load_spec(spec_file)
     with connected(url, api_key, data_dir) as client:
-        job = client.jobs.create(spec)
+        job = client.jobs.create(spec, priority=priority)
         print_json(job) if as_json else out.print(job.id, highlight=False)
         if watch_it:
             follow(client, job.id, out)

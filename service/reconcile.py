@@ -13,6 +13,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+from service.admission import Admission
 from service.attempts import DEFAULT_LIMITS, Attempts, Limits, Resolve
 from service.backends.base import Backend
 from service.errors import BackendUnavailableError
@@ -66,11 +67,12 @@ class Reconciler:
         clock: Clock = time.monotonic,
     ) -> None:
         self._store, self._backend = store, backend
-        self._max_running_jobs, self._interval_s, self._clock = max_running_jobs, interval_s, clock
+        self._interval_s, self._clock = interval_s, clock
         self._unwanted_interval_s = unwanted_interval_s
         self._last_search = -math.inf
         self.record = LookRecord()
         self._attempts = Attempts(store, backend, limits, resolve, clock)
+        self._admission = Admission(store, backend, max_running_jobs, self._attempts.stopwatches)
         self._wake = threading.Event()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="reconciler", daemon=True)
@@ -107,16 +109,12 @@ class Reconciler:
         record.finished_at, record.duration_s, record.num_looks = now, now - start, record.num_looks + 1
 
     def _look_at_all(self) -> None:
+        turn = self._store.turn()
         runs = self._store.unfinished()
-        running = sum(run.status in ACTIVE_STATUSES for run in runs)
+        if self._admission.admit(runs, turn):
+            self._wake.set()
         for run in runs:
-            if run.status == "queued":
-                if running < self._max_running_jobs:
-                    running += self._store.change_status(
-                        run, "submitting", attempt=run.attempt + 1, reason="its turn has come"
-                    )
-                    self._wake.set()
-            else:
+            if run.status in ACTIVE_STATUSES:
                 self._look_at(run)
         unfinished = {run.id for run in runs}
         self._attempts.intake.keep(unfinished)

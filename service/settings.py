@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from service.errors import InvalidSettingsError
+from service.schedule.queue import Resources
 from service.spec.resources import RunKind
 
 DRIVER_MODULES: Mapping[RunKind, str] = {"job": "ray_jobs.finetune", "sweep": "ray_jobs.ablate"}
@@ -30,6 +32,8 @@ class Settings:
         max_running_jobs: more wait in the queue.
         max_attempts: starts of a job's driver before a lost one counts as failure.
         reconcile_interval_s: seconds between two looks at the cluster.
+        cluster_gpus, cluster_cpus: of an existing cluster that does not grow: no job starts before all its workers fit.
+            By default Ray places them as it can.
         open_metrics: let anybody read `/metrics` without a key; else only from this machine.
         allowed_uris: prefixes of what specs may read, such as `s3://our-data/`; empty allows any.
         allow_private_endpoints: let the HTTP endpoints of specs be in private networks and on loopback.
@@ -48,6 +52,8 @@ class Settings:
     max_running_jobs: int = 1
     max_attempts: int = 3
     reconcile_interval_s: float = 0.5
+    cluster_gpus: float | None = None
+    cluster_cpus: float | None = None
     open_metrics: bool = False
     allow_private_webhooks: bool = False
     allowed_uris: tuple[str, ...] = ()
@@ -59,6 +65,14 @@ class Settings:
             raise InvalidSettingsError("an existing cluster needs its token", "--ray-token-path")
         if self.ray_dashboard_url is not None and self.runs_url is None:
             raise InvalidSettingsError("an existing cluster needs run directories that it sees too", "--runs-url")
+
+    @property
+    def capacity(self) -> Resources | None:
+        """Of an existing cluster, as far as it was told."""
+        if self.cluster_gpus is None and self.cluster_cpus is None:
+            return None
+        gpus = 0.0 if self.cluster_gpus is None else self.cluster_gpus
+        return Resources(math.inf if self.cluster_cpus is None else self.cluster_cpus, gpus)
 
     @property
     def resolved_database_url(self) -> str:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Query, Response, status
 from service.api.access import Admin, Viewer, forgets_principals
 from service.api.dependencies import Parts
 from service.api.runs import CONFLICT, PROBLEMS, AfterId, IdempotencyKey, Limit, created, not_found
-from service.errors import NotAuthorizedError
+from service.errors import NotAuthorizedError, NotFoundError
 from service.spec.access import (
     DEFAULT_PROJECT,
     ApiKey,
@@ -21,6 +21,7 @@ from service.spec.access import (
     NewProject,
     NewUser,
     Project,
+    ProjectChange,
     Rotation,
     User,
     UserChange,
@@ -56,6 +57,24 @@ def list_projects(who: Viewer, parts: Parts, after: AfterId = None, limit: Limit
     """List projects by id: the key's own; for the default project's admins all."""
     projects, has_more = parts.store.of(who).list_projects(after=after, limit=limit)
     return Page(data=projects, has_more=has_more)
+
+
+@router.get("/projects/{project_id}", responses=not_found("project"))
+def get_project(project_id: str, who: Viewer, parts: Parts) -> Project:
+    """One project: the key's own; for the default project's admins any."""
+    if project_id != who.project and (who.project, who.role) != (DEFAULT_PROJECT, "admin"):
+        raise NotFoundError(f"there is no project {project_id!r}")
+    return parts.store.of(who).get_project(project_id)
+
+
+@router.patch("/projects/{project_id}", responses=not_found("project"))
+def change_project(project_id: str, change: ProjectChange, who: Admin, parts: Parts) -> Project:
+    """Give a project other quotas, in the place of all those before. Only the default project's admins may."""
+    if who.project != DEFAULT_PROJECT:
+        raise NotAuthorizedError(f"only admins of project {DEFAULT_PROJECT} change quotas")
+    project = parts.store.of(who).change_project(project_id, change)
+    parts.reconciler.wake()
+    return project
 
 
 @router.post("/users", status_code=_CREATED, responses=CONFLICT)

@@ -26,6 +26,7 @@ from service.api import (
     outcomes,
     problems,
     prometheus,
+    queue,
     streams,
     sweeps,
     web,
@@ -42,6 +43,7 @@ from service.datasets.datasets import open_datasets
 from service.errors import ConflictError, SchemaError
 from service.reconcile import Reconciler
 from service.run_reader import require_writable
+from service.schedule.queue import Resources
 from service.server_secret import load_secret
 from service.settings import Settings
 from service.store.engine import migrate, open_engine, require_current_schema
@@ -95,6 +97,7 @@ def create_app(parts: ControlPlane) -> FastAPI:
     app.include_router(files.router, max_body_size=sys.maxsize)  # it limits the length itself, and says what to do
     app.include_router(fine_tuning.router)
     app.include_router(models.router)
+    app.include_router(queue.router)
     app.include_router(health.router)
     web.install(app)
     return app
@@ -168,6 +171,7 @@ def _ray_jobs(settings: Settings, url: str, token: str, local_cpus: int | None =
         modules=settings.driver_modules,
         shares_filesystem=local_cpus is not None,
         max_cpus=local_cpus,
+        capacity=settings.capacity if local_cpus is None else Resources(local_cpus),
     )
 
 

@@ -17,6 +17,7 @@ from service.api.runs import (
     Filter,
     IdempotencyKey,
     Limit,
+    Priority,
     accept,
     not_found,
 )
@@ -34,10 +35,16 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=PROBLEMS, route_c
 
 @router.post("", status_code=status.HTTP_201_CREATED, responses=CONFLICT)
 def create_job(
-    spec: JobSpec, who: Member, parts: Parts, response: Response, idempotency_key: IdempotencyKey = None
+    spec: JobSpec,
+    who: Member,
+    parts: Parts,
+    response: Response,
+    *,
+    priority: Priority = 0,
+    idempotency_key: IdempotencyKey = None,
 ) -> Job:
     """Accept a job. It is stored before this answers, and will run whatever happens to the service."""
-    return accept(Job, spec, parts, who, response=response, idempotency_key=idempotency_key)
+    return accept(Job, spec, parts, who, response=response, idempotency_key=idempotency_key, priority=priority)
 
 
 @router.post(":plan")

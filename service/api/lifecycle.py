@@ -50,7 +50,14 @@ def retry_job(
     """A new job of the same spec, from the beginning; its `retry_of` names this one, which must have ended."""
     job = parts.store.of(who).require_ended(Job, job_id)
     return accept(
-        Job, todays_spec(job), parts, who, response=response, idempotency_key=idempotency_key, retry_of=job_id
+        Job,
+        todays_spec(job),
+        parts,
+        who,
+        response=response,
+        idempotency_key=idempotency_key,
+        retry_of=job_id,
+        priority=job.priority,
     )
 
 

@@ -10,7 +10,7 @@ from pydantic import AwareDatetime
 from service.api.dependencies import ControlPlane
 from service.api.reachable import require_possible
 from service.spec.job import JobSpec
-from service.spec.resources import JobStatus, Problem
+from service.spec.resources import MAX_PRIORITY, MIN_PRIORITY, JobStatus, Problem
 from service.spec.run_filter import RunFilter
 from service.spec.sweep import SweepSpec
 from service.store.principal import Principal
@@ -47,6 +47,14 @@ def run_filter(
 
 
 Filter = Annotated[RunFilter, Depends(run_filter)]
+Priority = Annotated[
+    int,
+    Query(
+        ge=MIN_PRIORITY,
+        le=MAX_PRIORITY,
+        description="Higher goes first, and may make lower ones give way. Beside the spec, which says what is trained",
+    ),
+]
 AfterEvent = Annotated[int, Query(ge=0, lt=2**31, description="Sequence of the last event already seen")]
 IdempotencyKey = Annotated[
     str | None,
@@ -68,6 +76,7 @@ def accept(
     response: Response,
     idempotency_key: str | None,
     retry_of: str | None = None,
+    priority: int = 0,
 ) -> AnyRun:
     """Store a job or a sweep, once for each key, and see that it is run."""
     store = parts.store.of(who)
@@ -75,7 +84,7 @@ def accept(
     is_new = False
     if run is None:
         require_possible(spec, parts.backend, parts.uri_policy)
-        run, is_new = store.create(resource, spec, parts.runs_url, idempotency_key, retry_of)
+        run, is_new = store.create(resource, spec, parts.runs_url, idempotency_key, retry_of, priority=priority)
         parts.reconciler.wake()
     return created(run, f"/v1/{run.kind}s/{run.id}", response, is_new=is_new)
 

@@ -10,7 +10,18 @@ from fastapi.responses import HTMLResponse
 from service.api.access import Member, Viewer
 from service.api.conditional import ConditionalRoute
 from service.api.dependencies import ControlPlane, Parts
-from service.api.runs import CONFLICT, PROBLEMS, AfterEvent, AfterId, Filter, IdempotencyKey, Limit, accept, not_found
+from service.api.runs import (
+    CONFLICT,
+    PROBLEMS,
+    AfterEvent,
+    AfterId,
+    Filter,
+    IdempotencyKey,
+    Limit,
+    Priority,
+    accept,
+    not_found,
+)
 from service.errors import NotFoundError
 from service.run_reader import read_sweep, read_sweep_page
 from service.spec.job import JobSpec
@@ -30,10 +41,16 @@ router = APIRouter(prefix="/v1/sweeps", tags=["sweeps"], responses=PROBLEMS, rou
 
 @router.post("", status_code=status.HTTP_201_CREATED, responses=CONFLICT)
 def create_sweep(
-    spec: SweepSpec, who: Member, parts: Parts, response: Response, idempotency_key: IdempotencyKey = None
+    spec: SweepSpec,
+    who: Member,
+    parts: Parts,
+    response: Response,
+    *,
+    priority: Priority = 0,
+    idempotency_key: IdempotencyKey = None,
 ) -> Sweep:
     """Accept a sweep. It is stored before this answers, and will run whatever happens to the service."""
-    return accept(Sweep, spec, parts, who, response=response, idempotency_key=idempotency_key)
+    return accept(Sweep, spec, parts, who, response=response, idempotency_key=idempotency_key, priority=priority)
 
 
 @router.get("", responses=_NOT_FOUND)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
+from service.schedule.queue import Resources
 from service.spec.resources import RunKind
 
 AttemptState = Literal["pending", "running", "stopped", "succeeded", "failed"]
@@ -31,6 +32,10 @@ class Backend(Protocol):
     @property
     def max_cpus(self) -> float | None:
         """CPUs that the cluster will ever have; None when it may grow."""
+        ...
+
+    def capacity(self) -> Resources | None:
+        """All that the cluster has for workers; None when that is not known, or it may grow."""
         ...
 
     def ping(self) -> None:

@@ -15,6 +15,7 @@ import httpx
 
 from service.backends.base import AttemptState
 from service.errors import BackendRefusedError, BackendUnavailableError, ConflictError
+from service.schedule.queue import Resources
 from service.spec.resources import RunKind
 
 _STATES: dict[str, AttemptState] = {
@@ -38,6 +39,7 @@ class RayJobs:
         modules: what the driver of each kind runs.
         shares_filesystem: whether the cluster sees this machine's files.
         max_cpus: CPUs that the cluster will ever have; None when it may grow.
+        capacity: for workers, of a cluster that does not grow; None lets Ray find room.
         timeout_s: of each request.
     """
 
@@ -50,10 +52,11 @@ class RayJobs:
         modules: Mapping[RunKind, str],
         shares_filesystem: bool,
         max_cpus: float | None = None,
+        capacity: Resources | None = None,
         timeout_s: float = 20.0,
     ) -> None:
         self._shares_filesystem = shares_filesystem
-        self._max_cpus = max_cpus
+        self._max_cpus, self._capacity = max_cpus, capacity
         self._python, self._modules = python, modules
         self._http = httpx.Client(
             base_url=dashboard_url,
@@ -71,6 +74,10 @@ class RayJobs:
     def max_cpus(self) -> float | None:
         """CPUs that the cluster will ever have; None when it may grow."""
         return self._max_cpus
+
+    def capacity(self) -> Resources | None:
+        """All that the cluster has for workers; None when that is not known, or it may grow."""
+        return self._capacity
 
     def close(self) -> None:
         """Close the connections; jobs go on."""

@@ -27,9 +27,11 @@ from service.errors import (
     SourceNotFoundError,
 )
 from service.retry_after import parse_retry_after
+from service.spec.access import Project, ProjectChange
 from service.spec.job import JobSpec
 from service.spec.outcomes import Artifact, Checkpoint, Evaluation, JobDiff, Preset, Reproduction, Validation
 from service.spec.plan import Plan, PlanRequest
+from service.spec.queue import Queue
 from service.spec.resources import (
     Health,
     Job,
@@ -220,10 +222,11 @@ class RunCalls(Generic[AnyRun]):
     read: Callable[[httpx.Response], AnyRun]
     read_page: Callable[[httpx.Response], Page[AnyRun]]
 
-    def create(self, spec: JobSpec | SweepSpec, idempotency_key: str | None) -> Call[AnyRun]:
+    def create(self, spec: JobSpec | SweepSpec, idempotency_key: str | None, priority: int = 0) -> Call[AnyRun]:
         """POST, with a key so that a repetition cannot make a second one."""
+        params = {"priority": priority or None}
         headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
-        return Call("POST", self.path, self.read, json=spec.model_dump(mode="json"), headers=headers)
+        return Call("POST", self.path, self.read, json=spec.model_dump(mode="json"), headers=headers, params=params)
 
     def get(self, run_id: str) -> Call[AnyRun]:
         """GET …/{id}."""
@@ -242,6 +245,10 @@ class RunCalls(Generic[AnyRun]):
     def cancel(self, run_id: str) -> Call[AnyRun]:
         """POST …/{id}/cancel."""
         return Call("POST", self.path_of(run_id, "cancel"), self.read)
+
+    def approve(self, run_id: str) -> Call[AnyRun]:
+        """POST …/{id}/approve."""
+        return Call("POST", self.path_of(run_id, "approve"), self.read)
 
     def resume(self, run_id: str) -> Call[AnyRun]:
         """POST …/{id}/resume."""
@@ -411,3 +418,19 @@ def get_sweep_report(sweep_id: str) -> Call[str]:
 def get_health() -> Call[Health]:
     """GET /healthz."""
     return Call("GET", "/healthz", _read_health)
+
+
+def get_queue() -> Call[Queue]:
+    """GET /v1/queue."""
+    return Call("GET", "/v1/queue", model(Queue))
+
+
+def get_project(project_id: str) -> Call[Project]:
+    """GET /v1/projects/{id}."""
+    return Call("GET", f"/v1/projects/{quote(project_id, safe='')}", model(Project))
+
+
+def change_project(project_id: str, change: ProjectChange) -> Call[Project]:
+    """PATCH /v1/projects/{id}."""
+    document = change.model_dump(mode="json")
+    return Call("PATCH", f"/v1/projects/{quote(project_id, safe='')}", model(Project), json=document)

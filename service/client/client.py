@@ -27,8 +27,9 @@ from service.client.profile import find_connection
 from service.client.sweeps import AsyncSweeps, Sweeps
 from service.client.webhooks import AsyncWebhooks, Webhooks
 from service.errors import InvalidSettingsError, NotAuthenticatedError
-from service.spec.access import AuditEntry, Me
+from service.spec.access import AuditEntry, Me, Project, ProjectChange, Quotas
 from service.spec.outcomes import Preset
+from service.spec.queue import Queue
 from service.spec.resources import Health, Page
 
 Answer = TypeVar("Answer")
@@ -107,6 +108,18 @@ class Client:
     def audit(self, *, after: int | None = None, limit: int = 50) -> Page[AuditEntry]:
         """One page of writes and refused accesses, newest first."""
         return self.send(access_calls.list_audit(after, limit))
+
+    def queue(self) -> Queue:
+        """What runs and what waits of the project, and why."""
+        return self.send(calls.get_queue())
+
+    def project(self, project_id: str) -> Project:
+        """A project, with its quotas."""
+        return self.send(calls.get_project(project_id))
+
+    def change_quotas(self, project_id: str, quotas: Quotas) -> Project:
+        """Give a project other quotas, in the place of all those before; for the default project's admins."""
+        return self.send(calls.change_project(project_id, ProjectChange(quotas=quotas)))
 
     def presets(self) -> list[Preset]:
         """Architectures that a job can start from by name."""
@@ -199,6 +212,18 @@ class AsyncClient:
     async def audit(self, *, after: int | None = None, limit: int = 50) -> Page[AuditEntry]:
         """As `Client.audit`."""
         return await self.send(access_calls.list_audit(after, limit))
+
+    async def queue(self) -> Queue:
+        """As `Client.queue`."""
+        return await self.send(calls.get_queue())
+
+    async def project(self, project_id: str) -> Project:
+        """As `Client.project`."""
+        return await self.send(calls.get_project(project_id))
+
+    async def change_quotas(self, project_id: str, quotas: Quotas) -> Project:
+        """As `Client.change_quotas`."""
+        return await self.send(calls.change_project(project_id, ProjectChange(quotas=quotas)))
 
     async def presets(self) -> list[Preset]:
         """As `Client.presets`."""

@@ -33,9 +33,9 @@ class Jobs(Runs[Job]):
     def __init__(self, client: Sender) -> None:
         super().__init__(client, calls.JOBS)
 
-    def create(self, spec: JobSpec, *, idempotency_key: str | None = None) -> JobHandle:
-        """Post a job; safe to repeat with the same key."""
-        return JobHandle.bind(self._client.send(self._calls.create(spec, idempotency_key)), self)
+    def create(self, spec: JobSpec, *, priority: int = 0, idempotency_key: str | None = None) -> JobHandle:
+        """Post a job; safe to repeat with the same key. A higher priority goes first."""
+        return JobHandle.bind(self._client.send(self._calls.create(spec, idempotency_key, priority)), self)
 
     def get(self, run_id: str) -> JobHandle:
         """How a job stands."""
@@ -204,9 +204,9 @@ class AsyncJobs(AsyncRuns[Job]):
     def __init__(self, client: AsyncSender) -> None:
         super().__init__(client, calls.JOBS)
 
-    async def create(self, spec: JobSpec, *, idempotency_key: str | None = None) -> Job:
+    async def create(self, spec: JobSpec, *, priority: int = 0, idempotency_key: str | None = None) -> Job:
         """As `Jobs.create`."""
-        return await self._client.send(self._calls.create(spec, idempotency_key))
+        return await self._client.send(self._calls.create(spec, idempotency_key, priority))
 
     async def create_from(self, promotion: Promotion, *, idempotency_key: str | None = None) -> Job:
         """As `Jobs.create_from`."""

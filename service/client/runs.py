@@ -125,6 +125,10 @@ class Runs(Generic[AnyRun]):
         """Cancel it."""
         return self._client.send(self._calls.cancel(run_id))
 
+    def approve(self, run_id: str) -> AnyRun:
+        """Let it into the queue though its plan is above the project's limit; for admins."""
+        return self._client.send(self._calls.approve(run_id))
+
     def resume(self, run_id: str) -> AnyRun:
         """Go on with it after it was cancelled or has failed, from its last checkpoint."""
         return self._client.send(self._calls.resume(run_id))
@@ -318,6 +322,10 @@ class AsyncRuns(Generic[AnyRun]):
     async def cancel(self, run_id: str) -> AnyRun:
         """As `Runs.cancel`."""
         return await self._client.send(self._calls.cancel(run_id))
+
+    async def approve(self, run_id: str) -> AnyRun:
+        """As `Runs.approve`."""
+        return await self._client.send(self._calls.approve(run_id))
 
     async def resume(self, run_id: str) -> AnyRun:
         """As `Runs.resume`."""

@@ -35,9 +35,9 @@ class Sweeps(Runs[Sweep]):
     def __init__(self, client: Sender) -> None:
         super().__init__(client, calls.SWEEPS)
 
-    def create(self, spec: SweepSpec, *, idempotency_key: str | None = None) -> SweepHandle:
-        """Post a sweep; safe to repeat with the same key."""
-        return SweepHandle.bind(self._client.send(self._calls.create(spec, idempotency_key)), self)
+    def create(self, spec: SweepSpec, *, priority: int = 0, idempotency_key: str | None = None) -> SweepHandle:
+        """Post a sweep; safe to repeat with the same key. A higher priority goes first."""
+        return SweepHandle.bind(self._client.send(self._calls.create(spec, idempotency_key, priority)), self)
 
     def get(self, run_id: str) -> SweepHandle:
         """How a sweep stands."""
@@ -203,9 +203,9 @@ class AsyncSweeps(AsyncRuns[Sweep]):
     def __init__(self, client: AsyncSender) -> None:
         super().__init__(client, calls.SWEEPS)
 
-    async def create(self, spec: SweepSpec, *, idempotency_key: str | None = None) -> Sweep:
+    async def create(self, spec: SweepSpec, *, priority: int = 0, idempotency_key: str | None = None) -> Sweep:
         """As `Sweeps.create`."""
-        return await self._client.send(self._calls.create(spec, idempotency_key))
+        return await self._client.send(self._calls.create(spec, idempotency_key, priority))
 
     async def results(self, sweep_id: str) -> SweepResults:
         """As `Sweeps.results`."""

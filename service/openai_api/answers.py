@@ -25,8 +25,10 @@ from service.spec.resources import Job, JobEvent, JobStatus
 from service.store.datasets import StoredDataset
 
 _STATUS: Mapping[JobStatus, Literal["queued", "running", "succeeded", "failed", "cancelled"]] = {
+    "awaiting_approval": "queued",
     "queued": "queued",
     "submitting": "queued",
+    "preempting": "running",
     "running": "running",
     "cancelling": "cancelled",  # it can end in no other way
     "succeeded": "succeeded",

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from service.spec.base import SpecModel
-from service.spec.resources import Resource
+from service.spec.resources import MAX_PRIORITY, MIN_PRIORITY, Resource
 
 Role = Literal["viewer", "member", "admin"]
 """What a user may do in a project: look; start and stop things, too; give others access, too."""
@@ -32,11 +32,35 @@ class NewProject(SpecModel):
     """Its name, for good."""
 
 
+class Quotas(SpecModel):
+    """What a project may use. A worker counts as a GPU, also where it runs on CPUs. Null is no limit."""
+
+    max_running_jobs: int | None = Field(default=None, ge=0)
+    """Jobs and sweeps at a time; the others wait."""
+    max_gpus: int | None = Field(default=None, ge=1)
+    """Of all its running jobs together; what needs more by itself is refused."""
+    max_gpu_hours: float | None = Field(default=None, ge=0)
+    """Used by the jobs of the last 30 days; when they are used up, nothing more starts, and what runs goes on."""
+    max_gpu_hours_per_job: float | None = Field(default=None, ge=0)
+    """By the plan of a job; what is planned to take more, or cannot be planned, waits until an admin approves it."""
+    max_priority: int = Field(default=MAX_PRIORITY, ge=MIN_PRIORITY, le=MAX_PRIORITY)
+    """That its jobs may ask for."""
+    weight: float = Field(default=1.0, gt=0)
+    """Its part of a full cluster, relative to other projects'."""
+
+
+class ProjectChange(SpecModel):
+    """New quotas, in the place of all those before."""
+
+    quotas: Quotas
+
+
 class Project(Resource):
     """Jobs, sweeps and all else that its members see and others do not."""
 
     id: str
     created_at: datetime
+    quotas: Quotas = Quotas()
 
 
 class NewUser(SpecModel):

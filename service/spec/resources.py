@@ -10,7 +10,18 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from service.errors import Fault
 
 RunKind = Literal["job", "sweep"]
-JobStatus = Literal["queued", "submitting", "running", "preempting", "cancelling", "succeeded", "failed", "cancelled"]
+JobStatus = Literal[
+    "awaiting_approval",
+    "queued",
+    "submitting",
+    "running",
+    "preempting",
+    "cancelling",
+    "succeeded",
+    "failed",
+    "cancelled",
+]
+MIN_PRIORITY, MAX_PRIORITY = -10, 10
 TERMINAL_STATUSES: frozenset[JobStatus] = frozenset({"succeeded", "failed", "cancelled"})
 ACTIVE_STATUSES: frozenset[JobStatus] = frozenset({"submitting", "running", "preempting", "cancelling"})
 
@@ -137,6 +148,14 @@ class Run(Resource):
     """The job that this one was retried from."""
     queue_position: int | None = None
     """1 for the next to start; null unless queued."""
+    queue_reason: str | None = None
+    """Why it does not run yet: what it waits for, or who must approve it."""
+    queue_eta_s: float | None = None
+    """Seconds until it starts, as far as the time left of the running jobs tells."""
+    priority: int = 0
+    """Higher goes first, and may make lower ones give way."""
+    gpu_seconds: float = 0.0
+    """Used so far, over all attempts, to within a few seconds; a worker counts as a GPU."""
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None

@@ -17,6 +17,7 @@ from service.spec.access import (
     NewProject,
     NewUser,
     Project,
+    Quotas,
     Role,
     User,
 )
@@ -55,7 +56,7 @@ class AccountTables(KeyTables):
         except IntegrityError:
             raise ConflictError(f"there is a project {new.id!r} already", "id") from None
         with self._transaction() as session:
-            project = _project(session.get_one(ProjectRow, new.id))
+            project = project_of(session.get_one(ProjectRow, new.id))
         first_key = shown(first_keys[-1], text) if is_new else None
         return CreatedProject(**project.model_dump(), first_key=first_key), is_new
 
@@ -72,7 +73,7 @@ class AccountTables(KeyTables):
             query = query.where(ProjectRow.id > after)
         with self._transaction() as session:
             rows = session.scalars(query).all()
-        return [_project(row) for row in rows[:limit]], len(rows) > limit
+        return [project_of(row) for row in rows[:limit]], len(rows) > limit
 
     def create_user(self, new: NewUser, idempotency_key: str | None = None) -> tuple[User, bool]:
         """Take a user into the project.
@@ -160,8 +161,9 @@ class AccountTables(KeyTables):
             raise ConflictError("the project would be left without an admin")
 
 
-def _project(row: ProjectRow) -> Project:
-    return Project(id=row.id, created_at=row.created_at)
+def project_of(row: ProjectRow) -> Project:
+    """The resource that a row holds."""
+    return Project(id=row.id, created_at=row.created_at, quotas=Quotas.model_validate(row.quotas))
 
 
 def _user(row: MembershipRow) -> User:

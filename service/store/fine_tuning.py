@@ -140,7 +140,7 @@ class FineTuningTables(EventTables):
         with self._transaction() as session:
             found = [
                 FineTuning(
-                    cast("Job", read_run(row, self._queue_position(session, row))),
+                    cast("Job", read_run(row)),
                     FineTuningRequest.model_validate(asked.request),
                     asked.is_paused,
                 )

@@ -54,11 +54,25 @@ class JobRow(Base):
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     retry_of: Mapped[str | None] = mapped_column(String(63))
     attempts_before: Mapped[int] = mapped_column(server_default="0", default=0)
+    priority: Mapped[int] = mapped_column(server_default="0", default=0)
+    queue_position: Mapped[int | None]
+    queue_reason: Mapped[str | None]
+    queue_eta_s: Mapped[float | None]
+    gpu_seconds: Mapped[float] = mapped_column(server_default="0", default=0.0)
+    charged_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
     __table_args__ = (
         Index("ix_jobs_kind_status", "kind", "status"),
         Index("ix_jobs_project", "project_id", "kind", "created_at", "id"),
     )
+
+
+class SchedulerRow(Base):
+    """One row: how many queued runs were started, so that of two who decide at once one is late."""
+
+    __tablename__ = "scheduler"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    turn: Mapped[int]
 
 
 class EventRow(Base):
@@ -88,6 +102,9 @@ class ProjectRow(Base):
     __tablename__ = "projects"
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    quotas: Mapped[dict[str, Any]] = mapped_column(JSON, server_default="{}", default=dict)
+    used_gpu_s: Mapped[float] = mapped_column(server_default="0", default=0.0)
+    used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
 class UserRow(Base):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
 
@@ -12,7 +12,10 @@ from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from service.datasets.references import referenced_datasets
-from service.errors import NotFoundError
+from service.errors import InvalidSpecError, NotFoundError
+from service.plan.cost_gate import approval_reason
+from service.schedule.demand import gpus_of
+from service.spec.access import Quotas
 from service.spec.job import JobSpec
 from service.spec.resources import Job, Run, RunKind, Sweep
 from service.spec.run_filter import EVERYTHING, RunFilter
@@ -20,7 +23,7 @@ from service.spec.sweep import SweepSpec
 from service.store.datasets import use_datasets
 from service.store.event_log import append_events, status_event
 from service.store.idempotency import IdempotencyTables, once
-from service.store.models import JobRow
+from service.store.models import JobRow, ProjectRow
 from service.store.stages import stage_tree
 
 AnyRun = TypeVar("AnyRun", bound=Run)
@@ -47,6 +50,7 @@ class RunTables(IdempotencyTables):
         idempotency_key: str | None = None,
         retry_of: str | None = None,
         *,
+        priority: int = 0,
         beside: Callable[[Session, str], None] | None = None,
     ) -> tuple[AnyRun, bool]:
         """Accept a job or a sweep.
@@ -57,6 +61,7 @@ class RunTables(IdempotencyTables):
             runs_url: root of the run directories.
             idempotency_key: the same key with the same spec gives the same one again.
             retry_of: id of the job that this one is a retry of, if it is.
+            priority: higher goes first.
             beside: writes more of a new one, by its id, in the same transaction.
 
         Returns:
@@ -64,16 +69,26 @@ class RunTables(IdempotencyTables):
 
         Raises:
             ConflictError: the key was used with another spec.
+            InvalidSpecError: the project's quotas will never let it start.
         """
 
         def make(session: Session) -> str:
             row = self._new_row(resource.kind, spec, runs_url, retry_of)
+            quotas = Quotas.model_validate(session.get_one(ProjectRow, row.project_id).quotas)
+            require_within(quotas, resource.kind, row.spec, priority)
+            awaits = approval_reason(spec, quotas.max_gpu_hours_per_job)
+            row.priority = priority
+            if awaits is None:
+                row.queue_position = next_position(session)
+            else:
+                row.status, row.queue_reason = "awaiting_approval", awaits
             session.add(row)
             session.flush()
             use_datasets(session, row.project_id, row.id, referenced_datasets(row.spec))
             if beside is not None:
                 beside(session, row.id)
-            append_events(session, row.id, [status_event(None, "queued", attempt=0)])
+            event = status_event(None, "queued" if awaits is None else "awaiting_approval", 0, awaits or "")
+            append_events(session, row.id, [event])
             self._record(session, f"/v1/{resource.kind}s/{row.id}")
             return row.id
 
@@ -111,9 +126,7 @@ class RunTables(IdempotencyTables):
         """One job or sweep; None when there is none of this id."""
         with self._transaction() as session:
             row = session.get(JobRow, run_id)
-            return (
-                None if row is None or not self._is_visible(row) else read_run(row, self._queue_position(session, row))
-            )
+            return None if row is None or not self._is_visible(row) else read_run(row)
 
     def get(self, resource: type[AnyRun], run_id: str) -> AnyRun:
         """One job, or one sweep.
@@ -152,18 +165,29 @@ class RunTables(IdempotencyTables):
             query = query.where(older)
         with self._transaction() as session:
             rows = session.scalars(query).all()
-            runs = [cast("AnyRun", read_run(row, self._queue_position(session, row))) for row in rows[:limit]]
+            runs = [cast("AnyRun", read_run(row)) for row in rows[:limit]]
         return runs, len(rows) > limit
 
     def _is_visible(self, row: JobRow) -> bool:
         return self._principal is None or row.project_id == self._principal.project
 
-    def _queue_position(self, session: Session, row: JobRow) -> int | None:
-        if row.status != "queued":
-            return None
-        earlier = (JobRow.created_at < row.created_at) | ((JobRow.created_at == row.created_at) & (JobRow.id < row.id))
-        ahead = select(func.count()).select_from(JobRow).where(JobRow.status == "queued", earlier)
-        return 1 + (session.scalar(ahead) or 0)
+
+def require_within(quotas: Quotas, kind: RunKind, spec: Mapping[str, Any], priority: int) -> None:
+    """Refuse what would wait for ever.
+
+    Raises:
+        InvalidSpecError: names the quota.
+    """
+    if quotas.max_gpus is not None and gpus_of(spec) > quotas.max_gpus:
+        message = f"the project may use {quotas.max_gpus} GPUs at a time, and each worker counts as one"
+        raise InvalidSpecError(message, "parallel.num_workers" if kind == "job" else "base.parallel.num_workers")
+    if priority > quotas.max_priority:
+        raise InvalidSpecError(f"is above {quotas.max_priority}, the highest that the project may ask for", "priority")
+
+
+def next_position(session: Session) -> int:
+    """The queue's end, until the scheduler has looked at what is new."""
+    return 1 + (session.scalar(select(func.count()).select_from(JobRow).where(JobRow.status == "queued")) or 0)
 
 
 def _conditions(only: RunFilter) -> list[ColumnElement[bool]]:
@@ -179,10 +203,10 @@ def _conditions(only: RunFilter) -> list[ColumnElement[bool]]:
     return found
 
 
-def read_run(row: JobRow, queue_position: int | None) -> Job | Sweep:
+def read_run(row: JobRow) -> Job | Sweep:
     """The resource that a row holds."""
     run = _RESOURCES[cast("RunKind", row.kind)].model_validate(row, from_attributes=True)
-    update: dict[str, Any] = {"queue_position": queue_position, "project": row.project_id}
+    update: dict[str, Any] = {"project": row.project_id}
     if isinstance(run, Job):
         update["stages"] = stage_tree(row.progress.get("stages", {}), run.status)
     return run.model_copy(update=update)

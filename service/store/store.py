@@ -15,6 +15,7 @@ from service.store.fine_tuning import FineTuningTables
 from service.store.heads import HeadTables
 from service.store.lifecycle import LifecycleTables
 from service.store.registered_models import RegisteredModelTables
+from service.store.usage import UsageTables
 from service.store.webhooks import WebhookTables
 
 
@@ -28,6 +29,7 @@ class Store(
     RegisteredModelTables,
     WebhookTables,
     AccountTables,
+    UsageTables,
     AuditTables,
 ):
     """Jobs and sweeps, their events; datasets; models; webhooks; projects, users, keys; the record of what they did.

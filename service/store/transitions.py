@@ -6,22 +6,25 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
 from service.errors import ConflictError
 from service.spec.resources import TERMINAL_STATUSES, JobError, JobStatus, Run
 from service.store.event_log import append_events, status_event
-from service.store.models import JobRow
-from service.store.runs import AnyRun, RunTables, read_run
+from service.store.models import JobRow, SchedulerRow
+from service.store.runs import AnyRun, RunTables, next_position, read_run
 
 
 class TransitionTables(RunTables):
     """States of jobs and sweeps."""
 
     def unfinished(self) -> list[Run]:
-        """All jobs and sweeps that have not ended, oldest first."""
+        """Jobs and sweeps that have not ended, oldest first."""
         with self._transaction() as session:
             query = select(JobRow).where(JobRow.status.not_in(TERMINAL_STATUSES)).order_by(JobRow.created_at, JobRow.id)
-            return [read_run(row, None) for row in session.scalars(query)]
+            if self._principal is not None:
+                query = query.where(JobRow.project_id == self._principal.project)
+            return [read_run(row) for row in session.scalars(query)]
 
     def change_status(
         self,
@@ -31,6 +34,7 @@ class TransitionTables(RunTables):
         attempt: int | None = None,
         error: JobError | None = None,
         reason: str = "",
+        expected_turn: int | None = None,
     ) -> bool:
         """Move a job or a sweep on, if it still stands as the caller saw it.
 
@@ -40,32 +44,45 @@ class TransitionTables(RunTables):
             attempt: the new attempt, if it rises.
             error: for `failed`.
             reason: why, for the run's history; by default the error's message.
+            expected_turn: of the scheduler, which this takes; by default it takes none.
 
         Returns:
             False when somebody else was faster; nothing was changed then.
         """
-        now = datetime.now(UTC)
-        values: dict[str, Any] = {"status": status}
-        if attempt is not None:
-            values["attempt"] = attempt
-        if status == "running" and run.started_at is None:
-            values["started_at"] = now
-        if status in ("succeeded", "failed", "cancelled"):
-            values["finished_at"] = now
-        if status == "queued":  # again, so that it goes on
-            values |= {"finished_at": None, "error": None, "attempts_before": run.attempt}
-        if error is not None:
-            values["error"] = error.model_dump()
         same = (JobRow.id == run.id) & (JobRow.status == run.status) & (JobRow.attempt == run.attempt)
+        new_attempt = run.attempt if attempt is None else attempt
         with self._transaction() as session:
+            values = _values(run, status, error) | {"attempt": new_attempt}
             changed = session.execute(update(JobRow).where(same).values(**values))
             if changed.rowcount != 1:  # type: ignore[attr-defined]
                 return False
+            if expected_turn is not None and not _take_turn(session, expected_turn):
+                session.rollback()
+                return False
+            _move_queue(session, run, status)
             reason = reason or (error.message if error else "")
-            new_attempt = run.attempt if attempt is None else attempt
             append_events(session, run.id, [status_event(run.status, status, new_attempt, reason)])
             self._record(session)
             return True
+
+    def turn(self) -> int:
+        """Rises with each start of a queued run."""
+        with self._transaction() as session:
+            return session.get_one(SchedulerRow, 1).turn
+
+    def start(self, run: Run, turn: int) -> bool:
+        """Let a queued run begin its next attempt, if no other was started since the turn was read.
+
+        Args:
+            run: as read after the turn.
+            turn: as it was then, plus the runs that the caller has started since.
+
+        Returns:
+            False when somebody else was faster; nothing was changed then.
+        """
+        return self.change_status(
+            run, "submitting", attempt=run.attempt + 1, reason="its turn has come", expected_turn=turn
+        )
 
     def request_cancel(self, resource: type[AnyRun], run_id: str) -> AnyRun:
         """Cancel a job or a sweep: at once when it has not started, else by asking the reconciler.
@@ -80,5 +97,51 @@ class TransitionTables(RunTables):
                 return run
             if run.is_terminal:
                 raise ConflictError(f"the {run.kind} has already {run.status}; there is nothing to cancel")
-            if self.change_status(run, "cancelled" if run.status == "queued" else "cancelling", reason="asked to"):
+            has_begun = run.status not in ("awaiting_approval", "queued")
+            if self.change_status(run, "cancelling" if has_begun else "cancelled", reason="asked to"):
                 return self.get(resource, run_id)
+
+    def approve(self, resource: type[AnyRun], run_id: str) -> AnyRun:
+        """Let a job or a sweep into the queue that awaits it; approving twice is no error.
+
+        Raises:
+            NotFoundError: there is none of this id.
+            ConflictError: it has ended.
+        """
+        while True:
+            run = self.get(resource, run_id)
+            if run.is_terminal:
+                raise ConflictError(f"the {run.kind} has already {run.status}; there is nothing to approve")
+            by = f"approved by {self._principal.user}" if self._principal else "approved"
+            if run.status != "awaiting_approval" or self.change_status(run, "queued", reason=by):
+                return self.get(resource, run_id)
+
+
+def _values(run: Run, status: JobStatus, error: JobError | None) -> dict[str, Any]:
+    """What a row holds in a state."""
+    now = datetime.now(UTC)
+    values: dict[str, Any] = {"status": status, "queue_position": None, "queue_reason": None, "queue_eta_s": None}
+    if status == "running":
+        values |= {"started_at": run.started_at or now, "charged_at": now}
+    if status in TERMINAL_STATUSES:
+        values["finished_at"] = now
+    if status == "queued":  # again, so that it goes on
+        values |= {"finished_at": None, "error": None, "attempts_before": run.attempt}
+    if error is not None:
+        values["error"] = error.model_dump()
+    return values
+
+
+def _take_turn(session: Session, expected: int) -> bool:
+    taken = session.execute(update(SchedulerRow).where(SchedulerRow.turn == expected).values(turn=expected + 1))
+    return bool(taken.rowcount == 1)  # type: ignore[attr-defined]
+
+
+def _move_queue(session: Session, run: Run, status: JobStatus) -> None:
+    """Let those behind a run that has left the queue move up, and one that has come to it stand at its end."""
+    if run.queue_position is not None:
+        behind = (JobRow.status == "queued") & (JobRow.queue_position > run.queue_position)
+        session.execute(update(JobRow).where(behind).values(queue_position=JobRow.queue_position - 1))
+    if status == "queued":
+        last = next_position(session) - 1  # which counts the run itself
+        session.execute(update(JobRow).where(JobRow.id == run.id).values(queue_position=last))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from service.backends.base import AttemptState
 from service.errors import BackendUnavailableError, ConflictError
+from service.schedule.queue import Resources
 from service.spec.resources import RunKind
 
 
@@ -22,6 +23,9 @@ class RecordingBackend:
     def _require_up(self) -> None:
         if self.is_down:
             raise BackendUnavailableError("down")
+
+    def capacity(self) -> Resources | None:
+        return None if self.max_cpus is None else Resources(self.max_cpus)
 
     def ping(self) -> None:
         self._require_up()

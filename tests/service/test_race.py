@@ -32,6 +32,7 @@ from tests.service.test_crash import EXPECTED, told_whole
 SEEDS = int(os.environ.get("SLEDDOG_RACE_SEEDS", "12"))
 """Histories of each kind."""
 DEADLINE_S = 60.0
+MAX_RUNNING = 2
 
 
 class SteppingDatetime(datetime):
@@ -103,7 +104,7 @@ class World:
         )
         backend.interleaving = self.interleaving
         reconciler = Reconciler(
-            store, backend, max_running_jobs=3, interval_s=0.02, limits=self.limits, unwanted_interval_s=0.1
+            store, backend, max_running_jobs=MAX_RUNNING, interval_s=0.02, limits=self.limits, unwanted_interval_s=0.1
         )
         try:
             while not self._ended.is_set():
@@ -229,6 +230,7 @@ def test_two_control_planes_agree_whatever_happens(
                 assert starts == [f"{job.id}-a{number}" for number in range(1, attempt + 1)], (seed, name)
         if happenings is not head_restarts:  # whose orphans live on; the attempt's number tells them apart
             assert world.cluster.overlaps == []
+            assert world.cluster.most_alive <= MAX_RUNNING, "no more start than there is room for"
     with capsys.disabled():
         told = f"{len(seen)} different interleavings in {SEEDS} runs, {num_overlaps} drivers beside an orphan"
         sys.stdout.write(f"\n{happenings.__name__}: {told}\n")

@@ -57,6 +57,7 @@ class Cluster:
         self.num_requests = self.num_troubles = 0
         self.is_cut = self.holds_pending = False
         self.orphan_s = 0.1
+        self.most_alive = 0
 
     def submit(self, body: dict[str, Any]) -> Driver | None:
         words = body["entrypoint"].split()
@@ -90,6 +91,7 @@ class Cluster:
                 if other.run_id == driver.run_id
             ]
             self.alive.append(driver)
+            self.most_alive = max(self.most_alive, len(self.alive))
             self.starts.append(driver.submission_id)
             driver.status = "RUNNING"
         try:
