@@ -25,7 +25,7 @@ from service.spec.resources import Job, JobEvent, JobStatus
 from service.store.datasets import StoredDataset
 
 _STATUS: Mapping[JobStatus, Literal["queued", "running", "succeeded", "failed", "cancelled"]] = {
-    "awaiting_approval": "queued",
+    "needs_approval": "queued",
     "queued": "queued",
     "submitting": "queued",
     "preempting": "running",

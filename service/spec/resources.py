@@ -11,7 +11,7 @@ from service.errors import Fault
 
 RunKind = Literal["job", "sweep"]
 JobStatus = Literal[
-    "awaiting_approval",
+    "needs_approval",
     "queued",
     "submitting",
     "running",

@@ -81,13 +81,13 @@ class RunTables(IdempotencyTables):
             if awaits is None:
                 row.queue_position = next_position(session)
             else:
-                row.status, row.queue_reason = "awaiting_approval", awaits
+                row.status, row.queue_reason = "needs_approval", awaits
             session.add(row)
             session.flush()
             use_datasets(session, row.project_id, row.id, referenced_datasets(row.spec))
             if beside is not None:
                 beside(session, row.id)
-            event = status_event(None, "queued" if awaits is None else "awaiting_approval", 0, awaits or "")
+            event = status_event(None, "queued" if awaits is None else "needs_approval", 0, awaits or "")
             append_events(session, row.id, [event])
             self._record(session, f"/v1/{resource.kind}s/{row.id}")
             return row.id

@@ -97,7 +97,7 @@ class TransitionTables(RunTables):
                 return run
             if run.is_terminal:
                 raise ConflictError(f"the {run.kind} has already {run.status}; there is nothing to cancel")
-            has_begun = run.status not in ("awaiting_approval", "queued")
+            has_begun = run.status not in ("needs_approval", "queued")
             if self.change_status(run, "cancelling" if has_begun else "cancelled", reason="asked to"):
                 return self.get(resource, run_id)
 
@@ -113,7 +113,7 @@ class TransitionTables(RunTables):
             if run.is_terminal:
                 raise ConflictError(f"the {run.kind} has already {run.status}; there is nothing to approve")
             by = f"approved by {self._principal.user}" if self._principal else "approved"
-            if run.status != "awaiting_approval" or self.change_status(run, "queued", reason=by):
+            if run.status != "needs_approval" or self.change_status(run, "queued", reason=by):
                 return self.get(resource, run_id)
 
 

@@ -142,7 +142,7 @@ def test_a_project_has_no_more_than_its_quotas(
     with pytest.raises(InvalidSpecError, match="1 GPUs"):
         client.jobs.create(spec_of(spec, "large", 2))
     with pytest.raises(InvalidSpecError, match="highest that the project may ask for"):
-        client.jobs.create(spec, priority=3)
+        client.jobs.create(spec_of(spec, "urgent"), priority=3)
     client.jobs.create(spec_of(spec, "first"))
     second = client.jobs.create(spec_of(spec, "second"))
     look()
@@ -195,10 +195,10 @@ def test_what_is_planned_to_take_too_much_awaits_an_approval(
     client.change_quotas("default", Quotas(max_gpu_hours_per_job=0.001))
     dear = spec.model_copy(update={"train": spec.train.model_copy(update={"max_steps": max_steps})})
     job = client.jobs.create(dear)
-    assert job.status == "awaiting_approval"
+    assert job.status == "needs_approval"
     assert "an admin must approve it" in (job.queue_reason or "")
     look()
-    assert client.jobs.get(job.id).status == "awaiting_approval"
+    assert client.jobs.get(job.id).status == "needs_approval"
     assert client.jobs.approve(job.id).status == "queued"
     assert client.jobs.approve(job.id).status == "queued", "approving twice is no error"
     look()
@@ -281,7 +281,7 @@ def test_the_command_line_shows_the_queue_and_sets_quotas(
     job = client.jobs.create(spec, priority=4)
     table = run("queue")
     assert job.id in table
-    assert "awaiting_approval" in table
+    assert "needs_approval" in table
     assert run("approve", job.id).strip() == "queued"
     assert json.loads(run("queue", "--json"))["waiting"][0]["queue_position"] == 1
     assert "no limit" in run("quotas", "--set", "max_gpu_hours_per_job=none")

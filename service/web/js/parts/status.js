@@ -1,11 +1,11 @@
 import { html } from "../ui.js";
 
 const MARKS = {
-  queued: "○", submitting: "◔", running: "●", preempting: "◑", awaiting_approval: "◇", cancelling: "◑", succeeded: "✓", failed: "✕", cancelled: "⊘",
+  queued: "○", submitting: "◔", running: "●", preempting: "◑", needs_approval: "◇", cancelling: "◑", succeeded: "✓", failed: "✕", cancelled: "⊘",
   pending: "○", finished: "✓", stopped: "◼", unfinished: "–",
 }; // prettier-ignore
 
-export const ACTIVE = ["awaiting_approval", "queued", "submitting", "running", "preempting", "cancelling"];
+export const ACTIVE = ["needs_approval", "queued", "submitting", "running", "preempting", "cancelling"];
 export const STATUSES = [...ACTIVE, "succeeded", "failed", "cancelled"];
 export const isOver = (run) => !ACTIVE.includes(run.status);
 
