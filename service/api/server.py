@@ -8,9 +8,16 @@ import uvicorn
 
 from service.api.dependencies import ControlPlane
 
+GRACE_S = 5
+"""Seconds for answers under way. A browser that comes back at the last moment would else keep its connection open."""
+
 
 class Server(uvicorn.Server):
     """Serves an app that `service.api.app.create_app` made; a follower of a run does not keep it from stopping."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        config.timeout_graceful_shutdown = config.timeout_graceful_shutdown or GRACE_S
+        super().__init__(config)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End the streams, then stop as usual."""

@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import uvicorn
@@ -49,7 +50,7 @@ def url(port: int) -> str:
 
 def fresh(parts: ControlPlane) -> ControlPlane:
     """The parts of the next process: the same store, streams of its own."""
-    return ControlPlane(parts.store, parts.backend, parts.reconciler, parts.runs_url)
+    return replace(parts)
 
 
 def test_a_page_outlasts_its_service(
