@@ -45,6 +45,8 @@ class EventFollower(Generic[AnyRun]):
     def take(self, message: ServerSentEvent) -> bool:
         """Note a message; whether it is one for the user."""
         self._num_failures = 0
+        if not message.data:  # a heartbeat: the parser hands those on that come behind an event with an id
+            return False
         if message.event == "end":
             self.is_over = True
             return False

@@ -236,6 +236,18 @@ def test_a_late_follower_gets_all_that_it_missed_in_order(store: Store, job: Job
     assert asyncio.run(read()) == list(range(7, 2204))
 
 
+def test_heartbeats_are_no_events(
+    client: Client, parts: ControlPlane, store: Store, job: Job, end: Callable[[Job], None]
+) -> None:
+    parts.__dict__["event_feed"] = EventFeed(store, poll_interval_s=0.05, heartbeat_s=0.1)
+    happen(store, job, 1)
+    after_silence = threading.Timer(0.5, lambda: end(job))
+    after_silence.start()
+    types = [event.type for event in client.jobs.get(job.id).stream_events()]
+    after_silence.join()
+    assert types[-3:] == ["train.step", "job.finished", "job.status"]
+
+
 def test_silence_is_broken_by_heartbeats(store: Store, job: Job) -> None:
     async def read() -> list[bytes]:
         feed = EventFeed(store, poll_interval_s=0.05, heartbeat_s=0.1)

@@ -53,7 +53,7 @@ class System:
     client: Client
 
     def await_event(self, job_id: str, wanted: Callable[[JobEvent], bool]) -> JobEvent:
-        for event in self.client.jobs.stream_events(job_id, poll_s=0.1):
+        for event in self.client.jobs.stream_events(job_id):
             if wanted(event):
                 return event
         raise AssertionError(f"{job_id} ended first: {self.client.jobs.get(job_id).error}")
