@@ -57,7 +57,7 @@ FEW_JOBS = 100
 
 def settings_of(directory: Path) -> Settings:
     """Of the control plane whose data lies in a directory."""
-    return Settings(directory, max_running_jobs=0)
+    return Settings(directory, max_running_jobs=0, rate_limit_per_s=0)
 
 
 def serve_control_plane(listener: socket.socket, directory: Path) -> None:
