@@ -4,9 +4,9 @@ The searcher only hands out what `ray_jobs.tune.sweep` says is next, and the sch
 anything that a restart would need, so Tune's own snapshots are not used: they are written now and then, and a trial
 that ended after the last one would run twice. Trials are not paused, which inner trainers do not survive.
 
-A trial's own process trains nothing. It reserves next to nothing, and starts Ray Train, whose workers have what the
-spec asks for; a sweep starts no more trials than the cluster has room for, since two that each hold a part of what both
-need would wait for each other for ever.
+A trial's own process (`ray_jobs.tune.trial_process`) trains nothing. It reserves next to nothing, and has Ray Train
+started, whose workers have what the spec asks for; a sweep starts no more trials than the cluster has room for, since
+two that each hold a part of what both need would wait for each other for ever.
 """
 
 from __future__ import annotations
@@ -14,23 +14,17 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ray_jobs.run_directory import RunDirectory
-from ray_jobs.train.failures import can_restart
 from ray_jobs.tune.beam import PlannedTrial
-from ray_jobs.tune.objective import rung_score
 from ray_jobs.tune.sweep import Sweep
-from ray_jobs.tune.trial import TrialRun
-from service.errors import SleddogError
+from ray_jobs.tune.trial_process import run_trial
 
-_POLL_S = 1.0
 _MAX_TRIAL_RESTARTS = 3
 """Of a trial whose process or node was lost, or whose workers were more often than the job's spec allows."""
 _TRIALS_AT_ONCE = 10_000
@@ -46,7 +40,7 @@ def run_trials(sweep: Sweep, run: RunDirectory, attempt: int) -> None:
         attempt: of the sweep.
     """
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    trainable = tune.with_resources(_run_trial, {"memory": 1})
+    trainable = tune.with_resources(run_trial, {"memory": 1})
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
@@ -83,7 +77,7 @@ class _SweepSearcher(Searcher):  # type: ignore[misc]
         if trial is None:
             return None
         self._trials[trial_id] = trial.planned.id
-        return {"run_url": self._run_url, "planned": trial.planned._asdict()}
+        return {"run_url": self._run_url, "planned": trial.planned._asdict(), "has_rungs": bool(trial.rungs)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:  # noqa: ARG002
         """It has ended, was stopped, or was lost more often than it may be."""
@@ -126,38 +120,3 @@ class _StopWhenOver(Stopper):  # type: ignore[misc]
     def stop_all(self) -> bool:
         """Of all."""
         return self._sweep.is_over
-
-
-def _run_trial(config: dict[str, Any]) -> None:
-    """A trial, in a process of Tune's; tells it of each rung.
-
-    The work is done in a task of its own, for all that a Tune trial starts must fit into what the trial reserves.
-    """
-    nowhere = PlacementGroupSchedulingStrategy(placement_group=None)
-    training = _train.options(scheduling_strategy=nowhere).remote(config)
-    trial, told = _trial(config), set[int]()
-    while not ray.wait([training], timeout=_POLL_S)[0]:
-        for step, metrics in trial.rungs_reached().items():
-            if step not in told:
-                told.add(step)
-                tune.report({"rung": step, "score": rung_score(trial.spec.objective, metrics)})
-    ray.get(training)
-    tune.report({"ended": True})
-
-
-@ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
-def _train(config: dict[str, Any]) -> None:
-    trial = _trial(config)
-    try:
-        trial.run()
-    except SleddogError as error:
-        if can_restart(error):
-            raise  # the infrastructure's fault says nothing of the mix: Tune starts the trial again
-        trial.end("failed", str(error))
-    else:
-        trial.finish()
-
-
-def _trial(config: dict[str, Any]) -> TrialRun:
-    sweep = RunDirectory(config["run_url"])
-    return TrialRun(sweep, sweep.read_sweep_spec(), PlannedTrial(**config["planned"]))

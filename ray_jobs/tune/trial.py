@@ -17,11 +17,13 @@ from ray_jobs.data.prepare import prepare
 from ray_jobs.evaluate.run import read_summaries
 from ray_jobs.report import read_events
 from ray_jobs.run_directory import CHECKPOINTS_DIRECTORY, EventWriter, RunDirectory
+from ray_jobs.train.failures import can_restart
 from ray_jobs.train.loop import HELD_OUT_FILE, WorkerConfig
 from ray_jobs.train.trainer import RAY_TRAIN_DIRECTORY, train
 from ray_jobs.tune.beam import PlannedTrial
 from ray_jobs.tune.objective import rung_score
 from ray_jobs.tune.rungs import rung_steps
+from service.errors import SleddogError
 from service.spec.event import SPEC_FILE, Event
 from service.spec.job import JobSpec
 from service.spec.promotion import changes_of
@@ -75,6 +77,21 @@ class TrialRun:
         """The trial's own."""
         return RunDirectory(self.sweep.join("trials", self.planned.id))
 
+    def run_to_its_end(self) -> None:
+        """Do what is left of it, and write down how it ended; Ray is connected.
+
+        Raises:
+            SleddogError: the infrastructure's fault, which says nothing of the mix: it is to be started again.
+        """
+        try:
+            self.run()
+        except SleddogError as error:
+            if can_restart(error):
+                raise
+            self.end("failed", str(error))
+        else:
+            self.finish()
+
     def run(self) -> None:
         """Do what is left of it; Ray is connected.
 
@@ -118,6 +135,10 @@ class TrialRun:
         """All metrics at the rungs so far, by step; a rung where one could not be measured is left out."""
         found = {step: self._measured(f"step-{step}") for step in self.rungs}
         return {step: metrics for step, metrics in found.items() if not self._missing(metrics)}
+
+    def rung_scores(self) -> dict[int, float]:
+        """What it is compared by at the rungs so far, by step."""
+        return {step: rung_score(self.spec.objective, metrics) for step, metrics in self.rungs_reached().items()}
 
     def finish(self) -> Trial:
         """Write down that it has run to its last step: it failed if it could not measure all that the objective names.
@@ -180,7 +201,7 @@ class TrialRun:
             metrics=measured,
             curve=_thinned([(step, float(data["loss"])) for step, data in sorted(steps.items()) if data["loss"]]),  # type: ignore[arg-type]
             run_url=self.directory.url,
-            rungs={step: rung_score(self.spec.objective, metrics) for step, metrics in reached.items()},
+            rungs=self.rung_scores(),
             reason=reason,
         )
 
@@ -193,6 +214,12 @@ class TrialRun:
         for summary in read_summaries(self.directory, self.spec.base.evaluate, (when,)):
             metrics |= {f"{summary['task']}.{name}": m["score"] for name, m in summary["metrics"].items()}
         return metrics
+
+
+def planned_trial(config: Mapping[str, Any]) -> TrialRun:
+    """The trial that a process of Tune's was told of, by `run_url` of the sweep and `planned`."""
+    sweep = RunDirectory(config["run_url"])
+    return TrialRun(sweep, sweep.read_sweep_spec(), PlannedTrial(**config["planned"]))
 
 
 def _quiet(task: str, done: int, total: int | None, unit: str) -> None:

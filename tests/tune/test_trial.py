@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ import ray
 from ray_jobs.ablate import _require_held_out
 from ray_jobs.run_directory import RunDirectory
 from ray_jobs.train.loop import HELD_OUT_FILE
-from ray_jobs.tune import search
+from ray_jobs.tune import trial_process
 from ray_jobs.tune.beam import PlannedTrial
 from ray_jobs.tune.sweep import Sweep
 from ray_jobs.tune.trial import TrialRun, trial_spec
@@ -101,7 +103,7 @@ def test_a_mixs_own_fault_is_its_end_and_the_clusters_is_not(
             raise error
 
         monkeypatch.setattr(TrialRun, "run", run)
-        return search._train._function(config)
+        return trial_process._train._function(config)
 
     with pytest.raises(WorkerLostError):
         fail(WorkerLostError("a node is gone"))
@@ -111,6 +113,11 @@ def test_a_mixs_own_fault_is_its_end_and_the_clusters_is_not(
     ended = trial.ended()
     assert ended is not None
     assert (ended.status, ended.reason, ended.steps) == ("failed", "data.mixture.math: nothing is left", 0)
+
+
+def test_the_process_that_only_waits_loads_no_pytorch() -> None:
+    check = "import sys, ray_jobs.tune.trial_process; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
 def test_a_trial_whose_benchmark_failed_cannot_be_compared(spec: SweepSpec, tmp_path: Any) -> None:
