@@ -1,5 +1,5 @@
 # Everything a newcomer or CI runs. Needs Python 3.11 and make; the tests of generated code need bubblewrap too, those of
-# the web page Chromium.
+# the web page Chromium, and the store's run on PostgreSQL as well where it is there.
 
 PYTHON ?= python3.11
 BIN := .venv/bin

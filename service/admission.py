@@ -21,6 +21,8 @@ from service.store.store import Store
 log = logging.getLogger(__name__)
 
 _CHARGE_INTERVAL_S = 5.0
+_CHARGE_SLACK = 2.0
+"""Charged is what has passed by the wall clock, at most so many times what this replica's own clock says."""
 _ETA_STEP = 0.1
 """A change by less of what is told is not written: it would be at each look."""
 
@@ -99,7 +101,7 @@ class Admission:
                 continue
             elapsed_s = self._stopwatches.elapsed_s(lasting)
             if elapsed_s >= _CHARGE_INTERVAL_S:
-                self._store.charge(run.id, gpus_of(run.spec), 2 * elapsed_s)
+                self._store.charge(run.id, gpus_of(run.spec), _CHARGE_SLACK * elapsed_s)
                 self._stopwatches.reset(lasting)
 
     def _tell(self, queued: dict[str, Run], decision: Decision) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 
 import uvicorn
@@ -9,7 +10,7 @@ import uvicorn
 from service.api.dependencies import ControlPlane
 
 GRACE_S = 5
-"""Seconds for answers under way. A browser that comes back at the last moment would else keep its connection open."""
+"""Seconds for answers under way. A browser that comes back at the last moment is cut off then."""
 
 
 class Server(uvicorn.Server):
@@ -24,3 +25,6 @@ class Server(uvicorn.Server):
         parts: ControlPlane = self.config.app.state.control_plane  # type: ignore[union-attr]
         parts.end_streams()
         await super().shutdown(sockets)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()  # what outlasts the grace would stay open as long as the process
+        await asyncio.sleep(0)  # they are closed now

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO
 
 from fsspec.core import url_to_fs
@@ -93,5 +93,7 @@ def whole_file(url: str) -> Iterator[IO[bytes]]:
 def _remove(url: str) -> None:
     filesystem, path = url_to_fs(url)
     filesystem.invalidate_cache(path)
-    if filesystem.exists(path):
-        filesystem.rm(path, recursive=True)
+    while filesystem.exists(path):
+        with suppress(FileNotFoundError):  # another replica removes it, too
+            filesystem.rm(path, recursive=True)
+        filesystem.invalidate_cache(path)

@@ -25,6 +25,7 @@ from service.client.upload import missing_parts
 from service.datasets.datasets import Datasets
 from service.errors import ConflictError, InvalidDatasetError, InvalidSpecError, NotFoundError, SourceNotFoundError
 from service.reconcile import Reconciler
+from service.spec.access import NewProject
 from service.spec.dataset import Dataset, DatasetSpec
 from service.spec.job import JobSpec
 from service.spec.resources import Job
@@ -436,8 +437,9 @@ def test_an_upload_that_nobody_completes_is_removed(http: TestClient, client: Cl
 
 
 def test_a_dataset_is_its_projects_own(
-    client: Client, datasets: Datasets, ready: Dataset, job_document: dict[str, Any]
+    client: Client, datasets: Datasets, key: str, ready: Dataset, job_document: dict[str, Any]
 ) -> None:
+    datasets.store.of(datasets.store.authenticate(key)).create_project(NewProject(id="other"))
     stranger = datasets.store.of(Principal("k", "eve", "other", "admin", frozenset({"read", "write", "admin"})))
     assert stranger.list_datasets() == ([], False)
     for ask in (stranger.get_dataset, stranger.delete_dataset, stranger.list_parts):

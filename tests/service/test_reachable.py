@@ -11,10 +11,12 @@ import pytest
 from service.api.reachable import require_possible
 from service.errors import SourceNotFoundError
 from service.spec.job import JobSpec
+from service.uri_policy import UriPolicy
 
 
 def look(document: dict[str, Any], shares_filesystem: bool = True) -> None:
-    require_possible(JobSpec.model_validate(document), Mock(shares_filesystem=shares_filesystem, max_cpus=None))
+    backend = Mock(shares_filesystem=shares_filesystem, max_cpus=None)
+    require_possible(JobSpec.model_validate(document), backend, UriPolicy())
 
 
 def test_a_name_that_looks_like_a_glob_is_a_name_where_such_a_file_is(
