@@ -107,7 +107,7 @@ class Story:
                 self._is_asking = True
                 answer = self._http.request(method, self.place.url + path, **options | {"headers": headers})
                 self._is_asking = False
-                if answer.status_code not in (401, 500, 503):
+                if answer.status_code not in (401, 503):
                     return answer
             except (httpx.TransportError, FileNotFoundError, DiedError):
                 self._is_asking = False
