@@ -42,6 +42,12 @@ def point_of(type: EventType, data: dict[str, Any]) -> Point | None:
         return Point(data["step"], dict(_flat("train", measured)), is_training=True)
     if type == "eval.held_out":
         return Point(data["step"], dict(_flat("eval/held_out", data["loss"])), is_training=False)
+    if type == "eval.routing":
+        by_category = {
+            category: {name: value for name, value in figures.items() if name != "copies"}
+            for category, figures in data["categories"].items()
+        }
+        return Point(data["step"], dict(_flat("eval/routing", {**data["layers"], **by_category})), is_training=False)
     if type == "eval.task":
         scores = {name: metric["score"] for name, metric in (data["metrics"] or {}).items()}
         return Point(data["step"], dict(_flat(f"eval/{data['task']}", scores)), is_training=False)

@@ -67,6 +67,21 @@ def test_events_become_scalars_by_name() -> None:
     assert point is not None
     assert point.scalars == {"eval/gsm8k/exact_match": 0.5}
     assert point_of("eval.task", task | {"metrics": None, "status": "failed"}).scalars == {}  # type: ignore[union-attr]
+    routing = {
+        "when": "before",
+        "step": 0,
+        "num_experts": 8,
+        "categories": {"math": {"copies": 90, "effective_experts": 6.5, "same_experts": None}},
+        "layers": {"effective_experts": [7.5, 6.0], "load_drift": None},
+        "specialisation_by_chance": 0.1,
+    }
+    point = point_of("eval.routing", routing)
+    assert point is not None
+    assert point.scalars == {
+        "eval/routing/effective_experts/layer_00": 7.5,
+        "eval/routing/effective_experts/layer_01": 6.0,
+        "eval/routing/math/effective_experts": 6.5,
+    }
     assert point_of("checkpoint.saved", {"step": 4}) is None
 
 
