@@ -23,6 +23,9 @@ from service.store.store import Store
 
 log = logging.getLogger(__name__)
 
+_REST = 4.0
+"""Times what the last look took: so much is left to those who ask, however often they wake the loop."""
+
 
 @dataclass
 class LookRecord:
@@ -99,6 +102,7 @@ class Reconciler:
             except Exception:
                 self.record.num_failures += 1
                 log.exception("the look at all jobs failed; the next follows in %.1f s", self._interval_s)
+            self._stopped.wait(min(_REST * self.record.duration_s, self._interval_s))
             self._wake.wait(self._interval_s)
 
     def reconcile(self) -> None:
@@ -110,13 +114,12 @@ class Reconciler:
 
     def _look_at_all(self) -> None:
         turn = self._store.turn()
-        runs = self._store.unfinished()
-        if self._admission.admit(runs, turn):
+        active, queued = self._store.unfinished(ACTIVE_STATUSES), self._store.queued()
+        if self._admission.admit(active, queued, turn):
             self._wake.set()
-        for run in runs:
-            if run.status in ACTIVE_STATUSES:
-                self._look_at(run)
-        unfinished = {run.id for run in runs}
+        for run in active:
+            self._look_at(run)
+        unfinished = {run.id for run in (*active, *queued)}
         self._attempts.intake.keep(unfinished)
         self._attempts.stopwatches.keep(unfinished)
         if self._clock() - self._last_search > self._unwanted_interval_s:

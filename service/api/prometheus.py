@@ -122,7 +122,7 @@ class ControlPlaneCollector(Collector):
         yield from self._running_jobs()
 
     def _running_jobs(self) -> Iterable[Metric]:
-        running = [run for run in self._parts.store.unfinished() if isinstance(run, Job) and run.status == "running"]
+        running = [run for run in self._parts.store.unfinished(["running"]) if isinstance(run, Job)]
         for name, text in _OF_JOB.items():
             samples: Samples = {(job.id, job.name): getattr(job.progress, name) for job in running}
             known = {labels: value for labels, value in samples.items() if value is not None}

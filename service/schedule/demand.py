@@ -3,38 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from service.schedule.queue import Resources
 
 
-def gpus_of(spec: Mapping[str, Any]) -> int:
-    """Workers that train at a time, each of which counts as a GPU in quotas, also where it runs on CPUs."""
-    return _workers(spec, "num_workers")
+@dataclass(frozen=True)
+class Demand:
+    """What its workers need together.
 
-
-def needs_of(spec: Mapping[str, Any], capacity: Resources | None) -> Resources:
-    """What all its workers need at once: those without which it does not train.
-
-    Args:
-        spec: of the job or sweep. A sweep takes as many trials at a time as there is room for; it starts with one.
-        capacity: of the cluster; None when that is not known.
+    Attributes:
+        gpus: workers that train at a time, each of which counts as a GPU in quotas, also where it runs on CPUs.
+        min_workers: without which it does not train.
+        cpus_per_worker: of each.
+        takes_gpus: whether each worker takes a GPU where there are any.
     """
-    parallel = _base(spec)["parallel"]
-    workers = _workers(spec, "min_workers")
-    has_gpus = capacity is None or capacity.gpus > 0
-    gpus = workers if has_gpus and parallel["accelerator"] != "cpu" else 0
-    return Resources(workers * float(parallel["cpus_per_worker"]), gpus)
+
+    gpus: int
+    min_workers: int
+    cpus_per_worker: float
+    takes_gpus: bool
+
+    def needs(self, capacity: Resources | None) -> Resources:
+        """What must be free at once.
+
+        Args:
+            capacity: of the cluster; None when that is not known.
+        """
+        has_gpus = capacity is None or capacity.gpus > 0
+        gpus = self.min_workers if has_gpus and self.takes_gpus else 0
+        return Resources(self.min_workers * self.cpus_per_worker, gpus)
 
 
-def _base(spec: Mapping[str, Any]) -> Mapping[str, Any]:
-    base: Mapping[str, Any] = spec.get("base", spec)
-    return base
+def demand_of(spec: Mapping[str, Any]) -> Demand:
+    """Of a job or a sweep. A sweep takes as many trials at a time as there is room for; it starts with one."""
+    parallel = spec.get("base", spec)["parallel"]
+    return Demand(
+        gpus=_workers(spec, parallel, "num_workers"),
+        min_workers=_workers(spec, parallel, "min_workers"),
+        cpus_per_worker=float(parallel["cpus_per_worker"]),
+        takes_gpus=parallel["accelerator"] != "cpu",
+    )
 
 
-def _workers(spec: Mapping[str, Any], field: str) -> int:
+def _workers(spec: Mapping[str, Any], parallel: Mapping[str, Any], field: str) -> int:
     """Of a job; of a sweep those of a trial of its largest stage."""
-    parallel = _base(spec)["parallel"]
     workers = [int(parallel[field] or parallel["num_workers"])]
     for stage in spec.get("stages", ()):
         workers.append(int(stage["changes"].get("parallel.num_workers") or workers[0]))

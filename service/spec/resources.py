@@ -24,6 +24,7 @@ JobStatus = Literal[
 MIN_PRIORITY, MAX_PRIORITY = -10, 10
 TERMINAL_STATUSES: frozenset[JobStatus] = frozenset({"succeeded", "failed", "cancelled"})
 ACTIVE_STATUSES: frozenset[JobStatus] = frozenset({"submitting", "running", "preempting", "cancelling"})
+UNFINISHED_STATUSES: frozenset[JobStatus] = ACTIVE_STATUSES | {"needs_approval", "queued"}
 
 
 class Resource(BaseModel):

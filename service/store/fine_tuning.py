@@ -21,8 +21,8 @@ from service.openai_api.forms import FineTuningRequest
 from service.spec.job import JobSpec
 from service.spec.resources import Job, JobEvent, JobStatus
 from service.store.events import EventTables, read_event
-from service.store.models import EventRow, FineTuningRow, IdempotencyRow, JobRow
-from service.store.runs import read_run
+from service.store.models import EventRow, FineTuningRow, IdempotencyRow
+from service.store.run_rows import RUNS, read_run
 
 REPETITION_WITHIN = timedelta(minutes=15)
 """OpenAI's client gives up after 10 minutes a try."""
@@ -125,27 +125,24 @@ class FineTuningTables(EventTables):
         Raises:
             NotFoundError: `after` is none.
         """
-        query = select(JobRow, FineTuningRow).join(FineTuningRow, FineTuningRow.job_id == JobRow.id)
-        if self._principal is not None:
-            query = query.where(JobRow.project_id == self._principal.project)
+        asked = FineTuningRow.__table__.c
+        query = self._own_runs().join(FineTuningRow, asked.job_id == RUNS.id)
+        query = query.add_columns(asked.request, asked.is_paused)
         if statuses:
-            query = query.where(JobRow.status.in_(statuses))
+            query = query.where(RUNS.status.in_(statuses))
         for name, value in (metadata or {}).items():
-            query = query.where(FineTuningRow.request["metadata"][name].as_string() == value)
+            query = query.where(asked.request["metadata"][name].as_string() == value)
         if after is not None:
             last = self.get(Job, after)
-            is_older, is_tied = JobRow.created_at < last.created_at, JobRow.created_at == last.created_at
-            query = query.where(is_older | (is_tied & (JobRow.id < last.id)))
-        query = query.order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit + 1)
-        with self._transaction() as session:
-            found = [
-                FineTuning(
-                    cast("Job", read_run(row)),
-                    FineTuningRequest.model_validate(asked.request),
-                    asked.is_paused,
-                )
-                for row, asked in session.execute(query)
-            ]
+            is_older, is_tied = RUNS.created_at < last.created_at, RUNS.created_at == last.created_at
+            query = query.where(is_older | (is_tied & (RUNS.id < last.id)))
+        query = query.order_by(RUNS.created_at.desc(), RUNS.id.desc()).limit(limit + 1)
+        with self._reading() as connection:
+            rows = connection.execute(query).all()
+        found = [
+            FineTuning(cast("Job", read_run(run)), FineTuningRequest.model_validate(request), is_paused)
+            for *run, request, is_paused in rows
+        ]
         return found[:limit], len(found) > limit
 
     def latest_events(self, job_id: str, *, before: int | None, limit: int) -> tuple[list[JobEvent], bool]:

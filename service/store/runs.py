@@ -8,27 +8,27 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import ColumnElement, Select, bindparam, func, select
 from sqlalchemy.orm import Session
 
 from service.datasets.references import referenced_datasets
 from service.errors import InvalidSpecError, NotFoundError
 from service.plan.cost_gate import approval_reason
-from service.schedule.demand import gpus_of
+from service.schedule.demand import demand_of
 from service.spec.access import Quotas
 from service.spec.job import JobSpec
-from service.spec.resources import Job, Run, RunKind, Sweep
+from service.spec.resources import Run, RunKind
 from service.spec.run_filter import EVERYTHING, RunFilter
 from service.spec.sweep import SweepSpec
 from service.store.datasets import use_datasets
 from service.store.event_log import append_events, status_event
 from service.store.idempotency import IdempotencyTables, once
 from service.store.models import JobRow, ProjectRow
-from service.store.stages import stage_tree
+from service.store.run_rows import RUNS, read_run, select_runs
 
 AnyRun = TypeVar("AnyRun", bound=Run)
 
-_RESOURCES: dict[RunKind, type[Job] | type[Sweep]] = {"job": Job, "sweep": Sweep}
+_BY_ID = select_runs().where(RUNS.id == bindparam("run_id"))
 
 
 def new_id(kind: RunKind) -> str:
@@ -124,9 +124,12 @@ class RunTables(IdempotencyTables):
 
     def find(self, run_id: str) -> Run | None:
         """One job or sweep; None when there is none of this id."""
-        with self._transaction() as session:
-            row = session.get(JobRow, run_id)
-            return None if row is None or not self._is_visible(row) else read_run(row)
+        with self._reading() as connection:
+            row = connection.execute(_BY_ID, {"run_id": run_id}).one_or_none()
+        if row is None:
+            return None
+        run = read_run(row)
+        return run if self._principal is None or run.project == self._principal.project else None
 
     def get(self, resource: type[AnyRun], run_id: str) -> AnyRun:
         """One job, or one sweep.
@@ -152,24 +155,20 @@ class RunTables(IdempotencyTables):
         Raises:
             NotFoundError: `after` is none.
         """
-        query = select(JobRow).where(JobRow.kind == resource.kind)
-        if self._principal is not None:
-            query = query.where(JobRow.project_id == self._principal.project)
-        query = query.order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit + 1)
-        query = query.where(*_conditions(only))
+        query = self._own_runs().where(RUNS.kind == resource.kind, *_conditions(only))
+        query = query.order_by(RUNS.created_at.desc(), RUNS.id.desc()).limit(limit + 1)
         if after is not None:
             last = self.get(resource, after)
-            older = (JobRow.created_at < last.created_at) | (
-                (JobRow.created_at == last.created_at) & (JobRow.id < last.id)
-            )
+            older = (RUNS.created_at < last.created_at) | ((RUNS.created_at == last.created_at) & (RUNS.id < last.id))
             query = query.where(older)
-        with self._transaction() as session:
-            rows = session.scalars(query).all()
-            runs = [cast("AnyRun", read_run(row)) for row in rows[:limit]]
-        return runs, len(rows) > limit
+        with self._reading() as connection:
+            rows = connection.execute(query).all()
+        return [cast("AnyRun", read_run(row)) for row in rows[:limit]], len(rows) > limit
 
-    def _is_visible(self, row: JobRow) -> bool:
-        return self._principal is None or row.project_id == self._principal.project
+    def _own_runs(self) -> Select[Any]:
+        """What the principal may see."""
+        query = select_runs()
+        return query if self._principal is None else query.where(RUNS.project_id == self._principal.project)
 
 
 def require_within(quotas: Quotas, kind: RunKind, spec: Mapping[str, Any], priority: int) -> None:
@@ -178,7 +177,7 @@ def require_within(quotas: Quotas, kind: RunKind, spec: Mapping[str, Any], prior
     Raises:
         InvalidSpecError: names the quota.
     """
-    if quotas.max_gpus is not None and gpus_of(spec) > quotas.max_gpus:
+    if quotas.max_gpus is not None and demand_of(spec).gpus > quotas.max_gpus:
         message = f"the project may use {quotas.max_gpus} GPUs at a time, and each worker counts as one"
         raise InvalidSpecError(message, "parallel.num_workers" if kind == "job" else "base.parallel.num_workers")
     if priority > quotas.max_priority:
@@ -193,20 +192,11 @@ def next_position(session: Session) -> int:
 def _conditions(only: RunFilter) -> list[ColumnElement[bool]]:
     found: list[ColumnElement[bool]] = []
     if only.statuses:
-        found.append(JobRow.status.in_(only.statuses))
+        found.append(RUNS.status.in_(only.statuses))
     if only.name is not None:
-        found.append(JobRow.name.contains(only.name, autoescape=True))
+        found.append(RUNS.name.contains(only.name, autoescape=True))
     if only.created_after is not None:
-        found.append(JobRow.created_at >= only.created_after)
+        found.append(RUNS.created_at >= only.created_after)
     if only.created_before is not None:
-        found.append(JobRow.created_at < only.created_before)
+        found.append(RUNS.created_at < only.created_before)
     return found
-
-
-def read_run(row: JobRow) -> Job | Sweep:
-    """The resource that a row holds."""
-    run = _RESOURCES[cast("RunKind", row.kind)].model_validate(row, from_attributes=True)
-    update: dict[str, Any] = {"project": row.project_id}
-    if isinstance(run, Job):
-        update["stages"] = stage_tree(row.progress.get("stages", {}), run.status)
-    return run.model_copy(update=update)

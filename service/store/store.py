@@ -16,6 +16,7 @@ from service.store.heads import HeadTables
 from service.store.lifecycle import LifecycleTables
 from service.store.registered_models import RegisteredModelTables
 from service.store.usage import UsageTables
+from service.store.waiting import WaitingTables
 from service.store.webhooks import WebhookTables
 
 
@@ -30,6 +31,7 @@ class Store(
     WebhookTables,
     AccountTables,
     UsageTables,
+    WaitingTables,
     AuditTables,
 ):
     """Jobs and sweeps, their events; datasets; models; webhooks; projects, users, keys; the record of what they did.

@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from service.errors import ConflictError
-from service.spec.resources import TERMINAL_STATUSES, JobError, JobStatus, Run
+from service.spec.resources import TERMINAL_STATUSES, UNFINISHED_STATUSES, Job, JobError, JobStatus, Run, Sweep
 from service.store.event_log import append_events, status_event
 from service.store.models import JobRow, SchedulerRow
-from service.store.runs import AnyRun, RunTables, next_position, read_run
+from service.store.run_rows import RUNS, read_run
+from service.store.runs import AnyRun, RunTables, next_position
+from service.store.waiting import QueuedRun
+
+Standing = Run | QueuedRun
+"""A run as it was read; a change of its state goes by how it stood then."""
 
 
 class TransitionTables(RunTables):
     """States of jobs and sweeps."""
 
-    def unfinished(self) -> list[Run]:
-        """Jobs and sweeps that have not ended, oldest first."""
-        with self._transaction() as session:
-            query = select(JobRow).where(JobRow.status.not_in(TERMINAL_STATUSES)).order_by(JobRow.created_at, JobRow.id)
-            if self._principal is not None:
-                query = query.where(JobRow.project_id == self._principal.project)
-            return [read_run(row) for row in session.scalars(query)]
+    def unfinished(self, statuses: Collection[JobStatus] = UNFINISHED_STATUSES) -> list[Job | Sweep]:
+        """Jobs and sweeps that have not ended, oldest first.
+
+        Args:
+            statuses: only those in one of them.
+        """
+        query = self._own_runs().where(RUNS.status.in_(statuses)).order_by(RUNS.created_at, RUNS.id)
+        with self._reading() as connection:
+            rows = connection.execute(query).all()
+        return [read_run(row) for row in rows]
 
     def change_status(
         self,
-        run: Run,
+        run: Standing,
         status: JobStatus,
         *,
         attempt: int | None = None,
@@ -70,7 +79,7 @@ class TransitionTables(RunTables):
         with self._transaction() as session:
             return session.get_one(SchedulerRow, 1).turn
 
-    def start(self, run: Run, turn: int) -> bool:
+    def start(self, run: Standing, turn: int) -> bool:
         """Let a queued run begin its next attempt, if no other was started since the turn was read.
 
         Args:
@@ -117,7 +126,7 @@ class TransitionTables(RunTables):
                 return self.get(resource, run_id)
 
 
-def _values(run: Run, status: JobStatus, error: JobError | None) -> dict[str, Any]:
+def _values(run: Standing, status: JobStatus, error: JobError | None) -> dict[str, Any]:
     """What a row holds in a state."""
     now = datetime.now(UTC)
     values: dict[str, Any] = {"status": status, "queue_position": None, "queue_reason": None, "queue_eta_s": None}
@@ -137,7 +146,7 @@ def _take_turn(session: Session, expected: int) -> bool:
     return bool(taken.rowcount == 1)  # type: ignore[attr-defined]
 
 
-def _move_queue(session: Session, run: Run, status: JobStatus) -> None:
+def _move_queue(session: Session, run: Standing, status: JobStatus) -> None:
     """Let those behind a run that has left the queue move up, and one that has come to it stand at its end."""
     if run.queue_position is not None:
         behind = (JobRow.status == "queued") & (JobRow.queue_position > run.queue_position)
