@@ -7,7 +7,7 @@ from fastapi import APIRouter, Response, status
 from service.api.access import Member, Viewer
 from service.api.dependencies import Parts
 from service.api.openai_errors import OPENAI_PROBLEMS, openai_not_found
-from service.api.runs import created
+from service.api.runs import created, made_before
 from service.openai_api.forms import Deleted, OpenAIList, OpenAIModel
 from service.openai_api.models import find_model, list_models
 from service.spec.registry import NewModel, RegisteredModel
@@ -17,9 +17,10 @@ _NOT_FOUND = openai_not_found("model")
 router = APIRouter(prefix="/v1/models", tags=["models"], responses=OPENAI_PROBLEMS)
 
 
-@router.post("", status_code=status.HTTP_201_CREATED)
+@router.post("", status_code=status.HTTP_201_CREATED, responses=made_before(RegisteredModel))
 def register_model(new: NewModel, who: Member, parts: Parts, response: Response) -> RegisteredModel:
     """Give a checkpoint a name that jobs can call it by. Registering the same again changes nothing."""
+    parts.uri_policy.require_allowed(new.model_dump())
     model, is_new = parts.store.of(who).register_model(new)
     return created(model, f"/v1/models/{model.name}", response, is_new=is_new)
 

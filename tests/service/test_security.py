@@ -193,6 +193,13 @@ def test_all_that_a_spec_opens_is_looked_at(
     assert (answer.json()["errors"][0]["field"], "is not below" in answer.text) == (field, True)
 
 
+def test_a_checkpoint_outside_is_not_registered(parts: ControlPlane, key: str, tmp_path: Path) -> None:
+    http = client_of(changed(parts, uri_policy=UriPolicy((f"file://{tmp_path}/",))), key)
+    assert http.post("/v1/models", json={"name": "ours", "uri": str(tmp_path / "base")}).status_code == 201
+    answer = http.post("/v1/models", json={"name": "theirs", "uri": "/etc"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "uri")
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8000/v1", "http://10.1.2.3/v1", "http://[::ffff:10.0.0.1]/v1"])
 def test_endpoints_in_private_networks_are_refused_unless_allowed(url: str) -> None:
     document = {"evaluate": {"judge": {"base_url": url}}}
