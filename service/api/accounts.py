@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Query, Response, status
 
 from service.api.access import Admin, Viewer, forgets_principals
 from service.api.dependencies import Parts
-from service.api.runs import CONFLICT, PROBLEMS, AfterId, IdempotencyKey, Limit, created, not_found
+from service.api.runs import CONFLICT, PROBLEMS, AfterId, IdempotencyKey, Limit, created, made_before, not_found
 from service.errors import NotAuthorizedError, NotFoundError
 from service.spec.access import (
     DEFAULT_PROJECT,
@@ -41,7 +41,7 @@ def get_me(who: Viewer) -> Me:
     return Me(key_id=who.key_id, user=who.user, project=who.project, role=who.role, scopes=scopes)
 
 
-@router.post("/projects", status_code=_CREATED, responses=CONFLICT)
+@router.post("/projects", status_code=_CREATED, responses=CONFLICT | made_before(CreatedProject))
 def create_project(
     new: NewProject, who: Admin, parts: Parts, response: Response, idempotency_key: IdempotencyKey = None
 ) -> CreatedProject:
@@ -77,7 +77,7 @@ def change_project(project_id: str, change: ProjectChange, who: Admin, parts: Pa
     return project
 
 
-@router.post("/users", status_code=_CREATED, responses=CONFLICT)
+@router.post("/users", status_code=_CREATED, responses=CONFLICT | made_before(User))
 def create_user(
     new: NewUser, who: Admin, parts: Parts, response: Response, idempotency_key: IdempotencyKey = None
 ) -> User:
@@ -111,7 +111,7 @@ def remove_user(user_id: str, who: Admin, parts: Parts) -> None:
     parts.store.of(who).remove_user(user_id)
 
 
-@router.post("/keys", status_code=_CREATED, responses=not_found("user") | CONFLICT)
+@router.post("/keys", status_code=_CREATED, responses=not_found("user") | CONFLICT | made_before(CreatedKey))
 def create_key(
     new: NewKey, who: Admin, parts: Parts, response: Response, idempotency_key: IdempotencyKey = None
 ) -> CreatedKey:
@@ -133,7 +133,9 @@ def get_key(key_id: str, who: Admin, parts: Parts) -> ApiKey:
     return parts.store.of(who).get_key(key_id)
 
 
-@router.post("/keys/{key_id}/rotate", status_code=_CREATED, responses=not_found("key") | CONFLICT)
+@router.post(
+    "/keys/{key_id}/rotate", status_code=_CREATED, responses=not_found("key") | CONFLICT | made_before(CreatedKey)
+)
 def rotate_key(
     key_id: str,
     who: Admin,

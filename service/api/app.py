@@ -77,6 +77,8 @@ def create_app(parts: ControlPlane) -> FastAPI:
         version=version("sleddog"),
         lifespan=lifespan,
         max_body_size=MAX_BODY_BYTES,
+        docs_url=None,  # these pages would load scripts from elsewhere; `/openapi.json` can be opened by any viewer
+        redoc_url=None,
     )
     app.state.control_plane = parts
     problems.install(app)

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 
 from service.api.access import Member, Viewer
 from service.api.dependencies import Parts
-from service.api.runs import CONFLICT, PROBLEMS, AfterId, IdempotencyKey, Limit, created, not_found
+from service.api.runs import CONFLICT, PROBLEMS, AfterId, IdempotencyKey, Limit, created, made_before, not_found
 from service.errors import InvalidDatasetError
 from service.spec.dataset import (
     Dataset,
@@ -45,7 +45,7 @@ ContentDigest = Annotated[
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"], responses=PROBLEMS)
 
 
-@router.post("", status_code=status.HTTP_201_CREATED, responses=CONFLICT, response_model=Dataset)
+@router.post("", status_code=status.HTTP_201_CREATED, responses=CONFLICT | made_before(Dataset), response_model=Dataset)
 def create_dataset(
     spec: DatasetSpec, who: Member, parts: Parts, response: Response, idempotency_key: IdempotencyKey = None
 ) -> Any:

@@ -19,6 +19,7 @@ from service.api.runs import (
     Limit,
     Priority,
     accept,
+    made_before,
     not_found,
 )
 from service.errors import InvalidSpecError, NotFoundError
@@ -33,7 +34,7 @@ _NOT_FOUND = not_found("job")
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=PROBLEMS, route_class=ConditionalRoute)
 
 
-@router.post("", status_code=status.HTTP_201_CREATED, responses=CONFLICT)
+@router.post("", status_code=status.HTTP_201_CREATED, responses=CONFLICT | made_before(Job))
 def create_job(
     spec: JobSpec,
     who: Member,

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Response, status
 
 from service.api.access import Member
 from service.api.dependencies import Parts
-from service.api.runs import CONFLICT, PROBLEMS, IdempotencyKey, accept, not_found
+from service.api.runs import CONFLICT, PROBLEMS, IdempotencyKey, accept, made_before, not_found
 from service.reproduction import todays_spec
 from service.run_files import remove_run
 from service.spec.resources import Job, Run, Sweep
@@ -42,7 +42,7 @@ def delete_sweep(sweep_id: str, who: Member, parts: Parts, purge: Purge = False)
     "/jobs/{job_id}/retry",
     tags=["jobs"],
     status_code=status.HTTP_201_CREATED,
-    responses=not_found("job") | CONFLICT,
+    responses=not_found("job") | CONFLICT | made_before(Job),
 )
 def retry_job(
     job_id: str, who: Member, parts: Parts, response: Response, idempotency_key: IdempotencyKey = None

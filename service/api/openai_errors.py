@@ -37,6 +37,8 @@ OPENAI_PROBLEMS: dict[int | str, dict[str, Any]] = {
     401: {"model": OpenAIError, "description": "No API key, or a wrong one"},
     403: {"model": OpenAIError, "description": "The key may not do this"},
     409: {"model": OpenAIError, "description": "The request contradicts the state"},
+    413: {"model": OpenAIError, "description": "The body is larger than the service takes"},
+    429: {"model": OpenAIError, "description": "The key asks too often; `Retry-After` says when to come again"},
     422: {"model": Problem, "description": "As 400, for a client that takes problem details"},
 }
 _CODES = {"not_authenticated": "invalid_api_key"}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from service.api.openai_errors import openai_error, wants_openai_form
+from service.api.openai_errors import PROBLEM_MEDIA_TYPE, openai_error, wants_openai_form
 from service.errors import (
     BackendUnavailableError,
     ConflictError,
@@ -29,6 +30,8 @@ from service.spec.base import field_errors
 from service.spec.resources import FieldProblem, Problem
 
 INTERNAL_ERROR = "internal_error"
+
+_PROBLEM = {"$ref": "#/components/schemas/Problem"}
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +55,19 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected)
+    describe = app.openapi
+    app.openapi = lambda: _with_media_type(describe())  # type: ignore[method-assign]
+
+
+def _with_media_type(document: dict[str, Any]) -> dict[str, Any]:
+    """The OpenAPI document, problems in their own media type: FastAPI gives all answers of a route the same."""
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for answer in operation["responses"].values():
+                content = answer.get("content", {})
+                for media_type in [name for name, body in content.items() if body.get("schema") == _PROBLEM]:
+                    content[PROBLEM_MEDIA_TYPE] = content.pop(media_type)
+    return document
 
 
 def _answer(
@@ -67,7 +83,7 @@ def _answer(
     problem = Problem(title=status.phrase, status=status, detail=detail, code=code, errors=errors or [])
     if wants_openai_form(request):
         return openai_error(problem, headers)
-    return JSONResponse(problem.model_dump(), status, headers, media_type="application/problem+json")
+    return JSONResponse(problem.model_dump(), status, headers, media_type=PROBLEM_MEDIA_TYPE)
 
 
 def _sleddog_error(request: Request, error: Exception) -> JSONResponse:

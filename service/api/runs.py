@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Header, Query, Response, status
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, BaseModel
 
 from service.api.dependencies import ControlPlane
 from service.api.reachable import require_possible
@@ -21,6 +21,7 @@ Made = TypeVar("Made")
 Answers = dict[int | str, dict[str, Any]]
 
 PROBLEMS: Answers = {
+    400: {"model": Problem, "description": "The body is no text of the encoding that it says"},
     401: {"model": Problem, "description": "No API key, or a wrong one"},
     403: {"model": Problem, "description": "The user's role or the key's scopes do not suffice"},
     413: {"model": Problem, "description": "The body is larger than the service takes"},
@@ -65,6 +66,11 @@ IdempotencyKey = Annotated[
 def not_found(what: str) -> Answers:
     """For a route that names a `what`."""
     return {404: {"model": Problem, "description": f"There is no such {what}"}}
+
+
+def made_before(model: type[BaseModel]) -> Answers:
+    """For a route that makes a thing once, however often it is asked to."""
+    return {200: {"model": model, "description": "A repeated request: what the first one made"}}
 
 
 def accept(

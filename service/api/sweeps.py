@@ -20,6 +20,7 @@ from service.api.runs import (
     Limit,
     Priority,
     accept,
+    made_before,
     not_found,
 )
 from service.errors import NotFoundError
@@ -39,7 +40,7 @@ StageName = Annotated[str | None, Query(description="Only this stage's")]
 router = APIRouter(prefix="/v1/sweeps", tags=["sweeps"], responses=PROBLEMS, route_class=ConditionalRoute)
 
 
-@router.post("", status_code=status.HTTP_201_CREATED, responses=CONFLICT)
+@router.post("", status_code=status.HTTP_201_CREATED, responses=CONFLICT | made_before(Sweep))
 def create_sweep(
     spec: SweepSpec,
     who: Member,
