@@ -7,7 +7,8 @@ The control plane has SQLite, one replica, and a cluster that does not answer, s
 that is measured is the service's. The bare route is FastAPI's, a function that returns the same job from memory,
 without a key, a store or a middleware. Each has a process of its own, started anew for each measurement; `wrk` drives
 one after the other from the same machine, so the ratio says more than the figures.
-    polling    clients that ask for a job's status again and again: requests a second, 99th percentile
+    polling    clients that ask for a job's status again and again: requests a second, 99th percentile; and the same at
+               ease, each `--pause` seconds after its last answer, as a client that waits for a job does
     accepting  jobs posted over 16 connections, each durable before it is answered
     following  followers of one job by server-sent events: until all have an event, from when it is stored
     listing    the newest 50 jobs of 100 and of `--jobs`, by one client
@@ -41,6 +42,7 @@ from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from service.api.app import assemble, create_app, open_store
+from service.api.server import Server
 from service.backends.ray_jobs import RayJobs
 from service.serve import ensure_first_key
 from service.settings import DRIVER_MODULES, Settings
@@ -65,7 +67,7 @@ def serve_control_plane(listener: socket.socket, directory: Path) -> None:
     settings = settings_of(directory)
     backend = RayJobs(NOWHERE, "none", python="python", modules=DRIVER_MODULES, shares_filesystem=True)
     app = create_app(assemble(settings, open_store(settings), backend))
-    uvicorn.Server(uvicorn.Config(app, log_level="critical", access_log=False)).run([listener])
+    Server(uvicorn.Config(app, log_level="critical", access_log=False)).run([listener])
 
 
 def serve_bare(listener: socket.socket, job: str) -> None:
@@ -80,7 +82,7 @@ def serve_bare(listener: socket.socket, job: str) -> None:
 
 
 @dataclass(frozen=True)
-class Server:
+class Serving:
     """A process that serves."""
 
     url: str
@@ -99,7 +101,7 @@ class Server:
 
 
 @contextmanager
-def served(target: Callable[..., None], argument: Any) -> Iterator[Server]:
+def served(target: Callable[..., None], argument: Any) -> Iterator[Serving]:
     """Serve in a process of its own for as long as the block lasts."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -111,7 +113,7 @@ def served(target: Callable[..., None], argument: Any) -> Iterator[Server]:
         try:
             while httpx.get(f"{url}/openapi.json", timeout=60).status_code != httpx.codes.OK:
                 time.sleep(0.05)
-            yield Server(url, psutil.Process(process.pid))
+            yield Serving(url, psutil.Process(process.pid))
         finally:
             process.terminate()
             process.join()
@@ -132,7 +134,7 @@ class Load:
 _MS_OF_UNIT = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 
 
-def wrk(server: Server, path: str, clients: int, seconds: float, *, key: str = "", script: str | None = None) -> Load:
+def wrk(server: Serving, path: str, clients: int, seconds: float, *, key: str = "", script: str | None = None) -> Load:
     """Load a path.
 
     Raises:
@@ -192,12 +194,12 @@ class Bench:
             self.job_id = str(answer.json()["id"])
 
     @contextmanager
-    def control_plane(self) -> Iterator[Server]:
+    def control_plane(self) -> Iterator[Serving]:
         """Served anew."""
         with served(serve_control_plane, self.directory) as server:
             yield server
 
-    def post(self, server: Server) -> httpx.Response:
+    def post(self, server: Serving) -> httpx.Response:
         """One job."""
         body = self.spec.model_dump(mode="json")
         return httpx.post(f"{server.url}/v1/jobs", json=body, headers=self.headers).raise_for_status()
@@ -207,16 +209,19 @@ class Bench:
         """With the key."""
         return {"Authorization": f"Bearer {self.key}"}
 
-    def polling(self, clients: int, seconds: float) -> str:
+    def polling(self, clients: int, seconds: float, pause_s: float) -> str:
         """Statuses, beside the bare route."""
         path = f"/v1/jobs/{self.job_id}"
+        pausing = f"function delay() return {1e3 * pause_s:.0f} end"
         with self.control_plane() as server:
             mine = wrk(server, path, clients, seconds, key=self.key)
+            at_ease = wrk(server, path, clients, seconds, key=self.key, script=pausing)
         with served(serve_bare, self.job) as server:
             bare = wrk(server, path, clients, seconds)
         return (
             f"polling, {clients} clients: {mine}\n         bare route: {bare}\n         "
-            f"{mine.per_s / bare.per_s:.0%} of its requests, {mine.cpu_ms / bare.cpu_ms:.1f} times its processor time"
+            f"{mine.per_s / bare.per_s:.0%} of its requests, {mine.cpu_ms / bare.cpu_ms:.1f} times its processor time\n"
+            f"  every {pause_s:g} s: {at_ease}"
         )
 
     def accepting(self, seconds: float) -> str:
@@ -313,6 +318,7 @@ def main() -> None:
     """Print a line a measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=10, help="of each load")
+    parser.add_argument("--pause", type=float, default=0.5, help="seconds of a client at ease between two requests")
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--followers", type=int, default=500)
     parser.add_argument("--jobs", type=int, default=100_000)
@@ -322,7 +328,7 @@ def main() -> None:
         raise SystemExit("wrk is not installed: apt-get install wrk")
     with tempfile.TemporaryDirectory() as directory:
         bench = Bench(Path(directory))
-        print(bench.polling(options.clients, options.seconds), flush=True)
+        print(bench.polling(options.clients, options.seconds, options.pause), flush=True)
         print(bench.following(options.followers), flush=True)
         print(bench.listing(options.jobs), flush=True)
         print(bench.accepting(options.seconds), flush=True)
