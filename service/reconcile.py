@@ -23,7 +23,7 @@ from service.store.store import Store
 
 log = logging.getLogger(__name__)
 
-_REST = 4.0
+_REST = 9.0
 """Times what the last look took: so much is left to those who ask, however often they wake the loop."""
 
 

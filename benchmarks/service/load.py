@@ -8,7 +8,7 @@ that is measured is the service's. The bare route is FastAPI's, a function that 
 without a key, a store or a middleware. Each has a process of its own, started anew for each measurement; `wrk` drives
 one after the other from the same machine, so the ratio says more than the figures.
     polling    clients that ask for a job's status again and again: requests a second, 99th percentile; and the same at
-               ease, each `--pause` seconds after its last answer, as a client that waits for a job does
+               ease, each about `--pause` seconds after its last answer, as a client that waits for a job does
     accepting  jobs posted over 16 connections, each durable before it is answered
     following  followers of one job by server-sent events: until all have an event, from when it is stored
     listing    the newest 50 jobs of 100 and of `--jobs`, by one client
@@ -212,7 +212,7 @@ class Bench:
     def polling(self, clients: int, seconds: float, pause_s: float) -> str:
         """Statuses, beside the bare route."""
         path = f"/v1/jobs/{self.job_id}"
-        pausing = f"function delay() return {1e3 * pause_s:.0f} end"
+        pausing = f"function delay() return math.random(0, {2e3 * pause_s:.0f}) end"  # or all would ask at once
         with self.control_plane() as server:
             mine = wrk(server, path, clients, seconds, key=self.key)
             at_ease = wrk(server, path, clients, seconds, key=self.key, script=pausing)
@@ -221,7 +221,7 @@ class Bench:
         return (
             f"polling, {clients} clients: {mine}\n         bare route: {bare}\n         "
             f"{mine.per_s / bare.per_s:.0%} of its requests, {mine.cpu_ms / bare.cpu_ms:.1f} times its processor time\n"
-            f"  every {pause_s:g} s: {at_ease}"
+            f"  every {pause_s:g} s or so: {at_ease}"
         )
 
     def accepting(self, seconds: float) -> str:

@@ -13,6 +13,7 @@ from service.api.access import origin_of
 from service.api.dependencies import control_plane
 from service.api.problems import INTERNAL_ERROR
 from service.spec.access import Outcome
+from service.store.principal import Principal
 
 REFUSED = (401, 403)
 RATE_LIMITED = 429
@@ -42,7 +43,7 @@ class AuditMiddleware:
                 MutableHeaders(scope=message)["X-Request-Id"] = request.state.request_id
                 status = message["status"]
                 is_write = getattr(request.state, "is_write", False)
-                if status in REFUSED or (is_write and status != RATE_LIMITED):
+                if status in REFUSED or (is_write and status != RATE_LIMITED and not _is_recorded(request)):
                     await run_in_threadpool(_complete, request, status)
             await send(message)
 
@@ -53,6 +54,11 @@ class AuditMiddleware:
             request.state.problem_code = INTERNAL_ERROR
             await run_in_threadpool(_complete, request, 500)
             raise
+
+
+def _is_recorded(request: Request) -> bool:
+    principal: Principal | None = getattr(request.state, "principal", None)
+    return principal is not None and principal.origin.is_recorded
 
 
 def _complete(request: Request, status: int) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
+from fastapi.concurrency import run_in_threadpool
 
 from service.api.event_feed import EventFeed
 from service.api.log_feed import LogFeed
@@ -18,6 +20,8 @@ from service.reconcile import Reconciler
 from service.store.store import Store
 from service.uri_policy import UriPolicy
 from service.webhooks.sender import WebhookSender
+
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,11 @@ def control_plane(request: Request) -> ControlPlane:
     """The parts behind this app."""
     parts: ControlPlane = request.app.state.control_plane
     return parts
+
+
+async def read_soon(parts: ControlPlane, read: Callable[[], Read]) -> Read:
+    """Read a row or two: where a server must be waited for in a thread, else at once, which takes less than that."""
+    return read() if parts.store.is_embedded else await run_in_threadpool(read)
 
 
 async def _parts(request: Request) -> ControlPlane:

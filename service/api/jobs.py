@@ -8,7 +8,7 @@ from fastapi import APIRouter, Response, status
 
 from service.api.access import Member, Viewer
 from service.api.conditional import ConditionalRoute
-from service.api.dependencies import Parts
+from service.api.dependencies import Parts, read_soon
 from service.api.runs import (
     CONFLICT,
     PROBLEMS,
@@ -35,7 +35,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=PROBLEMS, route_c
 
 
 @router.post("", status_code=status.HTTP_201_CREATED, responses=CONFLICT | made_before(Job))
-def create_job(
+async def create_job(
     spec: JobSpec,
     who: Member,
     parts: Parts,
@@ -45,7 +45,7 @@ def create_job(
     idempotency_key: IdempotencyKey = None,
 ) -> Job:
     """Accept a job. It is stored before this answers, and will run whatever happens to the service."""
-    return accept(Job, spec, parts, who, response=response, idempotency_key=idempotency_key, priority=priority)
+    return await accept(Job, spec, parts, who, response=response, idempotency_key=idempotency_key, priority=priority)
 
 
 @router.post(":plan")
@@ -71,9 +71,9 @@ def list_jobs(
 
 
 @router.get("/{job_id}", responses=_NOT_FOUND)
-def get_job(job_id: str, who: Viewer, parts: Parts) -> Job:
+async def get_job(job_id: str, who: Viewer, parts: Parts) -> Job:
     """How a job stands."""
-    return parts.store.of(who).get(Job, job_id)
+    return await read_soon(parts, lambda: parts.store.of(who).get(Job, job_id))
 
 
 @router.post("/{job_id}/cancel", responses=_NOT_FOUND | CONFLICT)

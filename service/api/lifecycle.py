@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response, status
+from fastapi.concurrency import run_in_threadpool
 
 from service.api.access import Member
 from service.api.dependencies import Parts
@@ -44,12 +45,12 @@ def delete_sweep(sweep_id: str, who: Member, parts: Parts, purge: Purge = False)
     status_code=status.HTTP_201_CREATED,
     responses=not_found("job") | CONFLICT | made_before(Job),
 )
-def retry_job(
+async def retry_job(
     job_id: str, who: Member, parts: Parts, response: Response, idempotency_key: IdempotencyKey = None
 ) -> Job:
     """A new job of the same spec, from the beginning; its `retry_of` names this one, which must have ended."""
-    job = parts.store.of(who).require_ended(Job, job_id)
-    return accept(
+    job = await run_in_threadpool(parts.store.of(who).require_ended, Job, job_id)
+    return await accept(
         Job,
         todays_spec(job),
         parts,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Header, Query, Response, status
+from fastapi.concurrency import run_in_threadpool
 from pydantic import AwareDatetime, BaseModel
 
 from service.api.dependencies import ControlPlane
@@ -73,7 +74,7 @@ def made_before(model: type[BaseModel]) -> Answers:
     return {200: {"model": model, "description": "A repeated request: what the first one made"}}
 
 
-def accept(
+async def accept(
     resource: type[AnyRun],
     spec: JobSpec | SweepSpec,
     parts: ControlPlane,
@@ -85,6 +86,22 @@ def accept(
     priority: int = 0,
 ) -> AnyRun:
     """Store a job or a sweep, once for each key, and see that it is run."""
+    run, is_new = await run_in_threadpool(
+        _accept, resource, spec, parts, who, idempotency_key, retry_of=retry_of, priority=priority
+    )
+    return created(run, f"/v1/{run.kind}s/{run.id}", response, is_new=is_new)
+
+
+def _accept(
+    resource: type[AnyRun],
+    spec: JobSpec | SweepSpec,
+    parts: ControlPlane,
+    who: Principal,
+    idempotency_key: str | None,
+    *,
+    retry_of: str | None,
+    priority: int,
+) -> tuple[AnyRun, bool]:
     store = parts.store.of(who)
     run = store.find_of_key(resource, idempotency_key, spec) if idempotency_key else None
     is_new = False
@@ -92,7 +109,7 @@ def accept(
         require_possible(spec, parts.backend, parts.uri_policy)
         run, is_new = store.create(resource, spec, parts.runs_url, idempotency_key, retry_of, priority=priority)
         parts.reconciler.wake()
-    return created(run, f"/v1/{run.kind}s/{run.id}", response, is_new=is_new)
+    return run, is_new
 
 
 def created(made: Made, path: str, response: Response, *, is_new: bool) -> Made:

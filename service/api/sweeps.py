@@ -9,7 +9,7 @@ from fastapi.responses import HTMLResponse
 
 from service.api.access import Member, Viewer
 from service.api.conditional import ConditionalRoute
-from service.api.dependencies import ControlPlane, Parts
+from service.api.dependencies import ControlPlane, Parts, read_soon
 from service.api.runs import (
     CONFLICT,
     PROBLEMS,
@@ -41,7 +41,7 @@ router = APIRouter(prefix="/v1/sweeps", tags=["sweeps"], responses=PROBLEMS, rou
 
 
 @router.post("", status_code=status.HTTP_201_CREATED, responses=CONFLICT | made_before(Sweep))
-def create_sweep(
+async def create_sweep(
     spec: SweepSpec,
     who: Member,
     parts: Parts,
@@ -51,7 +51,7 @@ def create_sweep(
     idempotency_key: IdempotencyKey = None,
 ) -> Sweep:
     """Accept a sweep. It is stored before this answers, and will run whatever happens to the service."""
-    return accept(Sweep, spec, parts, who, response=response, idempotency_key=idempotency_key, priority=priority)
+    return await accept(Sweep, spec, parts, who, response=response, idempotency_key=idempotency_key, priority=priority)
 
 
 @router.get("", responses=_NOT_FOUND)
@@ -68,9 +68,9 @@ def list_sweeps(
 
 
 @router.get("/{sweep_id}", responses=_NOT_FOUND)
-def get_sweep(sweep_id: str, who: Viewer, parts: Parts) -> Sweep:
+async def get_sweep(sweep_id: str, who: Viewer, parts: Parts) -> Sweep:
     """How a sweep stands."""
-    return parts.store.of(who).get(Sweep, sweep_id)
+    return await read_soon(parts, lambda: parts.store.of(who).get(Sweep, sweep_id))
 
 
 @router.post("/{sweep_id}/cancel", responses=_NOT_FOUND | CONFLICT)

@@ -21,7 +21,7 @@ class AuditTables(Tables):
         with self._transaction() as session:
             recorded = select(AuditRow.id).where(AuditRow.request_id == origin.request_id).limit(1)
             if session.scalar(recorded) is None:
-                session.add(audit_row(origin, self._principal, outcome, code=code))
+                session.execute(audit_row(origin, self._principal, outcome, code=code))
 
     def list_audit(self, *, after: int | None = None, limit: int = 100) -> tuple[list[AuditEntry], bool]:
         """The project's entries, newest first, from the one after `after` on; and whether there are more.

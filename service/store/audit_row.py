@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from sqlalchemy import Insert, insert
+
 from service.spec.access import Outcome
-from service.store.models import AuditRow
+from service.store.models import AuditRow, table_of
 from service.store.principal import Origin, Principal
 
 _LONGEST_TARGET = 512
@@ -18,8 +20,8 @@ def audit_row(
     *,
     code: str | None = None,
     target: str | None = None,
-) -> AuditRow:
-    """The row of one write or one refused access.
+) -> Insert:
+    """Writes the row of one write or one refused access.
 
     Args:
         origin: the request.
@@ -28,7 +30,7 @@ def audit_row(
         code: of the problem, if it was not done.
         target: path of what it was done to, where it is not the request's own.
     """
-    return AuditRow(
+    return insert(table_of(AuditRow)).values(
         time=datetime.now(UTC),
         request_id=origin.request_id,
         project_id=principal and principal.project,

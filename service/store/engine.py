@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from threading import RLock
 from typing import Any, Self
 
 from alembic import command
@@ -24,6 +25,8 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 _SQLITE_BUSY_TIMEOUT_MS = 10_000
 _POOL_SIZE = 40
 """Connections that are kept: as many as a service has threads, or it would open and close them under load."""
+_RECORDS = "records"
+"""Set in a session's `info` when its transaction writes into the record."""
 _MIGRATION_LOCK = {
     # Python's driver begins a transaction before INSERT, but not before CREATE TABLE: half a schema would stay
     "sqlite": text("BEGIN IMMEDIATE"),
@@ -111,19 +114,31 @@ class Tables:
         engine: of a migrated database.
         secret: the server's, under which keys are digested.
         principal: who asks, and sees the things of their project only; None is the service itself, which sees all.
+        turns: held by each transaction; by default a lock where the database is SQLite, whose writers would else look
+            again and again whether they may, at growing intervals, and the unlucky ones for seconds.
     """
 
-    def __init__(self, engine: Engine, secret: bytes, principal: Principal | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        secret: bytes,
+        principal: Principal | None = None,
+        turns: AbstractContextManager[Any] | None = None,
+    ) -> None:
         self._engine, self._secret, self._principal = engine, secret, principal
+        self._turns = turns or (RLock() if self.is_embedded else nullcontext())
 
     def of(self, principal: Principal) -> Self:
         """The same for somebody who asks: of their project only, and what they change is recorded."""
-        return type(self)(self._engine, self._secret, principal)
+        return type(self)(self._engine, self._secret, principal, self._turns)
 
     @contextmanager
     def _transaction(self) -> Iterator[Session]:
-        with Session(self._engine, expire_on_commit=False) as session, session.begin():
-            yield session
+        with self._turns, Session(self._engine, expire_on_commit=False) as session:
+            with session.begin():
+                yield session
+            if self._principal is not None and session.info.get(_RECORDS):
+                self._principal.origin.is_recorded = True
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
@@ -144,11 +159,17 @@ class Tables:
             target: path of what is changed, where it is not the request's own.
         """
         if self._principal is not None:
-            session.add(audit_row(self._principal.origin, self._principal, "done", target=target))
+            session.execute(audit_row(self._principal.origin, self._principal, "done", target=target))
+            session.info[_RECORDS] = True
 
     def close(self) -> None:
         """Close the connections to the database."""
         self._engine.dispose()
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the database is in this process: reading a row takes no longer than asking another thread to."""
+        return self._engine.dialect.name == "sqlite"
 
     def ping(self) -> None:
         """Raise when the database does not answer."""

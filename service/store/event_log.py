@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from pydantic import JsonValue
-from sqlalchemy import func, select
+from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
 
 from service.spec.event import Event
 from service.spec.resources import JobStatus
-from service.store.models import EventRow
+from service.store.models import EventRow, table_of
 from service.store.outbox import enqueue
 
 
@@ -23,11 +24,15 @@ def append_events(session: Session, run_id: str, events: Sequence[Event]) -> Non
     session.flush()
     last = session.scalar(select(func.max(EventRow.sequence)).where(EventRow.job_id == run_id)) or 0
     numbered = list(enumerate(events, last + 1))
-    for sequence, event in numbered:
-        step = event.data.get("step") if event.type == "train.step" else None
-        document = event.model_dump(mode="json")
-        session.add(EventRow(job_id=run_id, sequence=sequence, type=event.type, step=step, event=document))
+    if numbered:
+        session.execute(insert(table_of(EventRow)), [_row(run_id, *item) for item in numbered])
     enqueue(session, run_id, numbered)
+
+
+def _row(run_id: str, sequence: int, event: Event) -> dict[str, Any]:
+    step = event.data.get("step") if event.type == "train.step" else None
+    document = event.model_dump(mode="json")
+    return {"job_id": run_id, "sequence": sequence, "type": event.type, "step": step, "event": document}
 
 
 def status_event(old: JobStatus | None, new: JobStatus, attempt: int, reason: str = "") -> Event:

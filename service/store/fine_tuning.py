@@ -21,7 +21,7 @@ from service.openai_api.forms import FineTuningRequest
 from service.spec.job import JobSpec
 from service.spec.resources import Job, JobEvent, JobStatus
 from service.store.events import EventTables, read_event
-from service.store.models import EventRow, FineTuningRow, IdempotencyRow
+from service.store.models import EventRow, FineTuningRow, IdempotencyRow, table_of
 from service.store.run_rows import RUNS, read_run
 
 REPETITION_WITHIN = timedelta(minutes=15)
@@ -125,7 +125,7 @@ class FineTuningTables(EventTables):
         Raises:
             NotFoundError: `after` is none.
         """
-        asked = FineTuningRow.__table__.c
+        asked = table_of(FineTuningRow).c
         query = self._own_runs().join(FineTuningRow, asked.job_id == RUNS.id)
         query = query.add_columns(asked.request, asked.is_paused)
         if statuses:

@@ -10,13 +10,19 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from service.errors import ConflictError, NotAuthenticatedError, NotFoundError
-from service.spec.access import FIRST_USER, ApiKey, CreatedKey, NewKey, Role, Rotation, Scope
+from service.spec.access import FIRST_USER, ApiKey, CreatedKey, NewKey, Rotation, Scope
 from service.store.idempotency import IdempotencyTables, once
 from service.store.key_text import HMAC_SCHEME, digest_of, is_same, new_api_key
-from service.store.models import ApiKeyRow, MembershipRow
+from service.store.models import ApiKeyRow, MembershipRow, table_of
 from service.store.principal import Origin, Principal
 
 ALL_SCOPES: tuple[Scope, ...] = ("read", "write", "admin")
+_KEYS, _MEMBERSHIPS = table_of(ApiKeyRow).c, table_of(MembershipRow).c
+_KEY_AND_ROLE = select(*_KEYS, _MEMBERSHIPS.role).outerjoin_from(
+    ApiKeyRow,
+    MembershipRow,
+    (_MEMBERSHIPS.user_id == _KEYS.user_id) & (_MEMBERSHIPS.project_id == _KEYS.project_id),
+)
 _USE_IS_NOTED_EVERY = timedelta(minutes=1)
 """So that reading does not write to the database each time."""
 
@@ -132,21 +138,16 @@ class KeyTables(IdempotencyTables):
             NotAuthenticatedError: nobody's, or it no longer works.
         """
         given, now = digest_of(text, self._secret), datetime.now(UTC)
-        query = select(ApiKeyRow, MembershipRow.role).outerjoin(
-            MembershipRow,
-            (MembershipRow.user_id == ApiKeyRow.user_id) & (MembershipRow.project_id == ApiKeyRow.project_id),
-        )
-        is_it = ApiKeyRow.digest == given.digest if given.key_id is None else ApiKeyRow.id == given.key_id
-        with self._transaction() as session:
-            found = session.execute(query.where(is_it, ApiKeyRow.scheme == given.scheme)).one_or_none()
-            if found is None or not is_same(found[0].digest, given.digest):
-                raise NotAuthenticatedError("this API key is not valid")
-            row, role = found
-            _require_usable(row, role, now)
-            if row.last_used_at is None or now - row.last_used_at > _USE_IS_NOTED_EVERY:
+        is_it = _KEYS.digest == given.digest if given.key_id is None else _KEYS.id == given.key_id
+        with self._reading() as connection:
+            row = connection.execute(_KEY_AND_ROLE.where(is_it, _KEYS.scheme == given.scheme)).one_or_none()
+        if row is None or not is_same(row.digest, given.digest):
+            raise NotAuthenticatedError("this API key is not valid")
+        _require_usable(row.revoked_at, row.expires_at, row.role, now)
+        if row.last_used_at is None or now - row.last_used_at > _USE_IS_NOTED_EVERY:
+            with self._transaction() as session:
                 session.execute(update(ApiKeyRow).where(ApiKeyRow.id == row.id).values(last_used_at=now))
-        scopes = frozenset(cast("list[Scope]", row.scopes))
-        return Principal(row.id, row.user_id, row.project_id, cast("Role", role), scopes, origin or Origin())
+        return Principal(row.id, row.user_id, row.project_id, row.role, frozenset(row.scopes), origin or Origin())
 
     def _add_key(self, session: Session, text: str, **fields: Any) -> ApiKeyRow:
         key = digest_of(text, self._secret)
@@ -168,11 +169,11 @@ class KeyTables(IdempotencyTables):
         return row
 
 
-def _require_usable(row: ApiKeyRow, role: str | None, now: datetime) -> None:
+def _require_usable(revoked_at: datetime | None, expires_at: datetime | None, role: str | None, now: datetime) -> None:
     """Told only to who holds the whole key, so it gives nothing away."""
-    if row.revoked_at is not None:
+    if revoked_at is not None:
         raise NotAuthenticatedError("this API key was revoked")
-    if row.expires_at is not None and row.expires_at <= now:
+    if expires_at is not None and expires_at <= now:
         raise NotAuthenticatedError("this API key has expired")
     if role is None:
         raise NotAuthenticatedError("the user of this API key is no longer a member of its project")

@@ -50,9 +50,13 @@ def enqueue(session: Session, run_id: str, numbered: Sequence[tuple[int, Event]]
     told = [(sequence, event) for sequence, event in numbered if message_type("job", event) is not None]
     if not told:
         return
+    project = select(JobRow.project_id).where(JobRow.id == run_id).scalar_subquery()
+    receivers = select(WebhookRow).where(WebhookRow.project_id == project, WebhookRow.disabled_at.is_(None))
+    webhooks = session.scalars(receivers).all()
+    if not webhooks:
+        return
     run = session.get_one(JobRow, run_id)
-    receivers = select(WebhookRow).where(WebhookRow.project_id == run.project_id, WebhookRow.disabled_at.is_(None))
-    for webhook in session.scalars(receivers):
+    for webhook in webhooks:
         for sequence, event in told:
             name = message_type(cast("RunKind", run.kind), event)
             if name is not None and name in webhook.events:

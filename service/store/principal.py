@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from service.spec.access import Role, Scope
 
 
-@dataclass(frozen=True)
+@dataclass
 class Origin:
     """The request behind a change.
 
@@ -16,12 +16,14 @@ class Origin:
         address: where it came from.
         action: name of the operation, such as `cancel_job`.
         target: its path.
+        is_recorded: whether what it did is in the record, with what it did.
     """
 
     request_id: str = ""
     address: str = ""
     action: str = ""
     target: str = ""
+    is_recorded: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from sqlalchemy import JSON, Row, Select, Text, select
 from sqlalchemy import cast as sql_cast
 
 from service.spec.resources import Job, RunKind, Sweep
-from service.store.models import JobRow
+from service.store.models import JobRow, table_of
 from service.store.stages import stage_tree
 
-RUNS = JobRow.__table__.c
+RUNS = table_of(JobRow).c
 """The columns, for statements that give rows and no objects."""
 _RESOURCES: dict[RunKind, type[Job] | type[Sweep]] = {"job": Job, "sweep": Sweep}
 _COLUMNS = [column for column in RUNS if column.key != "charged_at"]

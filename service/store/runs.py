@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import ColumnElement, Select, bindparam, func, select
+from sqlalchemy import ColumnElement, Select, bindparam, func, insert, select
 from sqlalchemy.orm import Session
 
 from service.datasets.references import referenced_datasets
@@ -17,17 +17,20 @@ from service.plan.cost_gate import approval_reason
 from service.schedule.demand import demand_of
 from service.spec.access import Quotas
 from service.spec.job import JobSpec
-from service.spec.resources import Run, RunKind
+from service.spec.resources import JobStatus, Run, RunKind
 from service.spec.run_filter import EVERYTHING, RunFilter
 from service.spec.sweep import SweepSpec
 from service.store.datasets import use_datasets
 from service.store.event_log import append_events, status_event
 from service.store.idempotency import IdempotencyTables, once
-from service.store.models import JobRow, ProjectRow
+from service.store.models import JobRow, ProjectRow, table_of
 from service.store.run_rows import RUNS, read_run, select_runs
 
 AnyRun = TypeVar("AnyRun", bound=Run)
 
+_PROJECTS = table_of(ProjectRow).c
+_QUOTAS = select(_PROJECTS.quotas).where(_PROJECTS.id == bindparam("project_id"))
+_NUM_QUEUED = select(func.count()).where(RUNS.status == "queued")
 _BY_ID = select_runs().where(RUNS.id == bindparam("run_id"))
 
 
@@ -74,23 +77,21 @@ class RunTables(IdempotencyTables):
 
         def make(session: Session) -> str:
             row = self._new_row(resource.kind, spec, runs_url, retry_of)
-            quotas = Quotas.model_validate(session.get_one(ProjectRow, row.project_id).quotas)
-            require_within(quotas, resource.kind, row.spec, priority)
+            limits = session.execute(_QUOTAS, {"project_id": self._project}).scalar_one()
+            quotas = Quotas.model_validate(limits)
+            require_within(quotas, resource.kind, row["spec"], priority)
             awaits = approval_reason(spec, quotas.max_gpu_hours_per_job)
-            row.priority = priority
-            if awaits is None:
-                row.queue_position = next_position(session)
-            else:
-                row.status, row.queue_reason = "needs_approval", awaits
-            session.add(row)
-            session.flush()
-            use_datasets(session, row.project_id, row.id, referenced_datasets(row.spec))
+            status: JobStatus = "queued" if awaits is None else "needs_approval"
+            position = next_position(session) if awaits is None else None
+            row |= {"status": status, "priority": priority, "queue_position": position, "queue_reason": awaits}
+            session.execute(insert(table_of(JobRow)).values(row))
+            run_id: str = row["id"]
+            use_datasets(session, self._project, run_id, referenced_datasets(row["spec"]))
             if beside is not None:
-                beside(session, row.id)
-            event = status_event(None, "queued" if awaits is None else "needs_approval", 0, awaits or "")
-            append_events(session, row.id, [event])
-            self._record(session, f"/v1/{resource.kind}s/{row.id}")
-            return row.id
+                beside(session, run_id)
+            append_events(session, run_id, [status_event(None, status, 0, awaits or "")])
+            self._record(session, f"/v1/{resource.kind}s/{run_id}")
+            return run_id
 
         run_id, is_new = self._make_once(once(resource.kind, spec, idempotency_key), make)
         return self.get(resource, run_id), is_new
@@ -104,23 +105,22 @@ class RunTables(IdempotencyTables):
         made_id = self.find_made(once(resource.kind, spec, idempotency_key))
         return None if made_id is None else self.get(resource, made_id)
 
-    def _new_row(self, kind: RunKind, spec: JobSpec | SweepSpec, runs_url: str, retry_of: str | None) -> JobRow:
+    def _new_row(self, kind: RunKind, spec: JobSpec | SweepSpec, runs_url: str, retry_of: str | None) -> dict[str, Any]:
         run_id = new_id(kind)
-        return JobRow(
-            id=run_id,
-            kind=kind,
-            project_id=self._project,
-            created_by=self._principal and self._principal.user,
-            name=spec.name,
-            status="queued",
-            attempt=0,
-            spec=spec.model_dump(mode="json"),
-            spec_sha256=spec.sha256(),
-            run_url=f"{runs_url}/{run_id}",
-            created_at=datetime.now(UTC),
-            progress={},
-            retry_of=retry_of,
-        )
+        return {
+            "id": run_id,
+            "kind": kind,
+            "project_id": self._project,
+            "created_by": self._principal and self._principal.user,
+            "name": spec.name,
+            "attempt": 0,
+            "spec": spec.model_dump(mode="json"),
+            "spec_sha256": spec.sha256(),
+            "run_url": f"{runs_url}/{run_id}",
+            "created_at": datetime.now(UTC),
+            "progress": {},
+            "retry_of": retry_of,
+        }
 
     def find(self, run_id: str) -> Run | None:
         """One job or sweep; None when there is none of this id."""
@@ -186,7 +186,7 @@ def require_within(quotas: Quotas, kind: RunKind, spec: Mapping[str, Any], prior
 
 def next_position(session: Session) -> int:
     """The queue's end, until the scheduler has looked at what is new."""
-    return 1 + (session.scalar(select(func.count()).select_from(JobRow).where(JobRow.status == "queued")) or 0)
+    return 1 + (session.execute(_NUM_QUEUED).scalar() or 0)
 
 
 def _conditions(only: RunFilter) -> list[ColumnElement[bool]]:

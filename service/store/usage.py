@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.orm import Session
 
 from service.errors import NotFoundError
 from service.schedule.queue import Share, Wait
 from service.spec.access import Project, ProjectChange, Quotas
 from service.store.accounts import project_of
-from service.store.models import JobRow, ProjectRow
+from service.store.models import JobRow, ProjectRow, table_of
+from service.store.run_rows import RUNS
 from service.store.runs import RunTables
 
 HALF_LIFE_S = 24 * 3600.0
 """What was used so long ago counts half when it comes to who is next."""
+_PLACE = (
+    update(table_of(JobRow))
+    .where(RUNS.id == bindparam("run_id"), RUNS.status == "queued")
+    .values(queue_position=bindparam("position"), queue_reason=bindparam("reason"), queue_eta_s=bindparam("eta_s"))
+)
 QUOTA_DAYS = 30
 """Over which GPU hours are limited."""
 
@@ -83,14 +88,12 @@ class UsageTables(RunTables):
 
     def place(self, waits: Mapping[str, Wait]) -> None:
         """Tell queued jobs where they stand; those that do not wait any more are left alone."""
+        values = [
+            {"run_id": wait.id, "position": wait.position, "reason": wait.reason, "eta_s": wait.eta_s}
+            for wait in waits.values()
+        ]
         with self._transaction() as session:
-            for run_id, wait in waits.items():
-                values: dict[str, Any] = {
-                    "queue_position": wait.position,
-                    "queue_reason": wait.reason,
-                    "queue_eta_s": wait.eta_s,
-                }
-                session.execute(update(JobRow).where(JobRow.id == run_id, JobRow.status == "queued").values(**values))
+            session.connection().execute(_PLACE, values)
 
     def _project_row(self, session: Session, project_id: str) -> ProjectRow:
         row = session.get(ProjectRow, project_id)
