@@ -9,10 +9,10 @@ without a key, a store or a middleware. Each has a process of its own, started a
 one after the other from the same machine, so the ratio says more than the figures.
     polling    clients that ask for a job's status again and again: requests a second, 99th percentile; and the same at
                ease, each about `--pause` seconds after its last answer, as a client that waits for a job does
+    memory     resident after each minute of polling
     accepting  jobs posted over 16 connections, each durable before it is answered
     following  followers of one job by server-sent events: until all have an event, from when it is stored
     listing    the newest 50 jobs of 100 and of `--jobs`, by one client
-    memory     resident after each minute of polling
 """
 
 from __future__ import annotations
@@ -329,10 +329,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         bench = Bench(Path(directory))
         print(bench.polling(options.clients, options.seconds, options.pause), flush=True)
+        if options.minutes:  # before the many jobs: the servers begin as copies of this process
+            print(bench.memory(options.minutes, options.clients), flush=True)
         print(bench.following(options.followers), flush=True)
         print(bench.listing(options.jobs), flush=True)
         print(bench.accepting(options.seconds), flush=True)
-        print(bench.memory(options.minutes, options.clients), flush=True)
 
 
 if __name__ == "__main__":
