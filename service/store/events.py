@@ -9,6 +9,7 @@ from sqlalchemy.exc import IntegrityError
 
 from service.spec.event import Event
 from service.spec.resources import Job, JobEvent, Run, StepMetrics
+from service.store.eta import watch_eta
 from service.store.event_log import append_events
 from service.store.models import EventRow, JobRow, SegmentRow
 from service.store.progress import fold_progress
@@ -34,10 +35,11 @@ class EventTables(RunTables):
                 session.flush()
                 # locked, for the run's events are numbered through
                 row = session.get_one(JobRow, run_id, with_for_update=True)
-                append_events(session, run_id, events)
-                progress = dict(row.progress)
+                progress, all_events = dict(row.progress), list[Event]()
                 for item in events:
-                    progress = fold_progress(progress, item)
+                    progress, warning = watch_eta(fold_progress(progress, item), item)
+                    all_events += [item] if warning is None else [item, warning]
+                append_events(session, run_id, all_events)
                 row.progress = progress
         except IntegrityError:
             if name not in self.ingested_segments(run_id):
