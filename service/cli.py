@@ -24,6 +24,7 @@ from service.command_line import (
     DataDir,
     JobId,
     Key,
+    Priority,
     RunId,
     Url,
     cancelled_on_exit,
@@ -256,7 +257,7 @@ def plan(
 def submit(
     spec_file: SpecFile,
     watch_it: Annotated[bool, typer.Option("--watch", help="Follow it to its end.")] = False,
-    priority: Annotated[int, typer.Option(min=-10, max=10, help="Higher goes first.")] = 0,
+    priority: Priority = 0,
     as_json: AsJson = False,
     url: Url = None,
     api_key: Key = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from service.client.runs import Runs
 from service.errors import SleddogError
 from service.settings import Settings
 from service.spec.base import field_errors
-from service.spec.resources import Page
+from service.spec.resources import MAX_PRIORITY, MIN_PRIORITY, Page
 
 out, err = Console(), Console(stderr=True)
 
@@ -40,6 +41,7 @@ DataDir = Annotated[
 ]
 JobId = Annotated[str, typer.Argument(help="As `sleddog jobs` lists it.")]
 RunId = Annotated[str, typer.Argument(help="Of a job or a sweep, as `sleddog jobs` or `sleddog sweep list` lists it.")]
+Priority = Annotated[int, typer.Option(min=MIN_PRIORITY, max=MAX_PRIORITY, help="Higher goes first.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 DEFAULT_DATA_DIR = Path(".sleddog")
@@ -78,6 +80,12 @@ def _print_error(message: str) -> None:
 def print_json(model: Any) -> None:
     """Print an answer as JSON."""
     typer.echo(model.model_dump_json(indent=2))
+
+
+def print_deleted(id: str, *, as_json: bool) -> None:
+    """Say in JSON that a thing is gone; people see that the command has not failed."""
+    if as_json:
+        typer.echo(json.dumps({"id": id, "deleted": True}))
 
 
 def print_runs(page: Page[Any], describe: Callable[[Any], str]) -> None:

@@ -23,6 +23,7 @@ from service.command_line import (
     connected,
     err,
     out,
+    print_deleted,
     print_json,
 )
 from service.errors import InvalidSpecError
@@ -121,10 +122,17 @@ def stats(
 
 @datasets_app.command()
 @clean_errors
-def delete(dataset_id: DatasetId, url: Url = None, api_key: Key = None, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+def delete(
+    dataset_id: DatasetId,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: Key = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
     """Take a dataset away; refused while a job that reads it has not ended."""
     with connected(url, api_key, data_dir) as client:
         client.datasets.delete(dataset_id)
+    print_deleted(dataset_id, as_json=as_json)
 
 
 def _form(text: str) -> Any:

@@ -92,6 +92,7 @@ def logs(
     run_id: RunId,
     tail: Annotated[int | None, typer.Option(min=1, help="Only the last lines.")] = None,
     follow_it: Annotated[bool, typer.Option("--follow", "-f", help="Go on until it has ended.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each part that comes.")] = False,
     url: Url = None,
     api_key: Key = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
@@ -101,7 +102,7 @@ def logs(
         runs = runs_of(client, run_id)
         parts = runs.stream_logs(run_id, tail=tail) if follow_it else [runs.logs(run_id, tail=tail)]
         for part in parts:
-            sys.stdout.write(part)
+            sys.stdout.write(json.dumps({"log": part}) + "\n" if as_json else part)
             sys.stdout.flush()
 
 

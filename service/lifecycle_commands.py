@@ -17,6 +17,7 @@ from service.command_line import (
     clean_errors,
     connected,
     out,
+    print_deleted,
     print_json,
     runs_of,
 )
@@ -71,6 +72,7 @@ def resume(
 def delete(
     run_id: RunId,
     purge: Annotated[bool, typer.Option("--purge", help="Also delete its checkpoints, export and reports.")] = False,
+    as_json: AsJson = False,
     url: Url = None,
     api_key: Key = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
@@ -78,3 +80,4 @@ def delete(
     """Forget a job or a sweep that has ended."""
     with connected(url, api_key, data_dir) as client:
         runs_of(client, run_id).delete(run_id, purge=purge)
+    print_deleted(run_id, as_json=as_json)

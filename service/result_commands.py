@@ -115,6 +115,7 @@ def download(
     run_id: RunId,
     path: Annotated[str, typer.Argument(help="A file, or a folder of them, as `sleddog artifacts` lists it.")] = "",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path(),
+    as_json: AsJson = False,
     url: Url = None,
     api_key: Key = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
@@ -127,8 +128,12 @@ def download(
         wanted = [name for name in everything if not folder or name == folder or name.startswith(f"{folder}/")]
         if not wanted:
             raise NotFoundError(f"{run_id} has left no {path!r}")
+        written: list[str] = []
         for name in wanted:
-            err.print(runs.download(run_id, name, output / name), highlight=False, soft_wrap=True)
+            written.append(str(runs.download(run_id, name, output / name)))
+            err.print(written[-1], highlight=False, soft_wrap=True)
+    if as_json:
+        typer.echo(json.dumps(written, indent=2))
 
 
 @result_app.command()

@@ -20,6 +20,7 @@ from service.command_line import (
     AsJson,
     DataDir,
     Key,
+    Priority,
     Url,
     cancelled_on_exit,
     clean_errors,
@@ -78,6 +79,7 @@ def run(
 def submit(
     spec_file: SweepFile,
     watch: Annotated[bool, typer.Option("--watch", help="Follow it to its end; Ctrl-C stops looking, not it.")] = False,
+    priority: Priority = 0,
     as_json: AsJson = False,
     url: Url = None,
     api_key: Key = None,
@@ -86,7 +88,7 @@ def submit(
     """Post a sweep."""
     spec = load_sweep(spec_file)
     with connected(url, api_key, data_dir) as client:
-        sweep = client.sweeps.create(spec)
+        sweep = client.sweeps.create(spec, priority=priority)
         print_json(sweep) if as_json else out.print(sweep.id, highlight=False)
         if watch:
             _follow(client, sweep)

@@ -19,6 +19,7 @@ from service.command_line import (
     connected,
     err,
     out,
+    print_deleted,
     print_json,
 )
 from service.errors import InvalidSpecError
@@ -78,10 +79,17 @@ def list_webhooks(
 
 @webhook_app.command()
 @clean_errors
-def delete(webhook_id: WebhookId, url: Url = None, api_key: Key = None, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+def delete(
+    webhook_id: WebhookId,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: Key = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
     """Send no more messages to a receiver."""
     with connected(url, api_key, data_dir) as client:
         client.webhooks.delete(webhook_id)
+    print_deleted(webhook_id, as_json=as_json)
 
 
 @webhook_app.command("test")

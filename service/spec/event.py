@@ -71,8 +71,8 @@ class Event(BaseModel):
             worker), `model_flops`, `model_flops_unfrozen` (if nothing was frozen), `model_flops_utilisation`, and
             others that readers may ignore. `docs/metrics.md` has them all.
         job.warning: `kind` (`ray_jobs.train.guards.WarningKind`); the event's `message` says what; the job goes on.
-            Of the kind `eta_slipped` it is the control plane's, with `told` and `expected` (when training is to end) and
-            `late_s`.
+            Of the kind `eta_slipped` it is the control plane's, with `told` and `expected`, when training is to end,
+            and `late_s`.
         checkpoint.saved: `step`, `path` (below the run's `checkpoints/`; only the newest ones are kept).
         eval.held_out: `when` (before, step-<n>, after), `step`, `loss` (nats per trained token, by category).
         eval.routing: `when`, `step`, `path` (of all figures, in the run directory), `num_experts`, `categories` (by

@@ -49,7 +49,7 @@ def test_a_file_is_uploaded_looked_at_and_deleted(run: Any, tmp_path: Path) -> N
     assert "16 - 31" in text
     assert json.loads(run("stats", dataset_id, "--json")[1])["num_turns"] == 6
     assert run("delete", dataset_id) == (0, "")
-    assert run("delete", dataset_id) == (1, f"sleddog: there is no dataset '{dataset_id}'\n")
+    assert run("delete", dataset_id, "--json") == (1, f"sleddog: there is no dataset '{dataset_id}'\n")
 
 
 def test_rows_at_fault_are_told(run: Any, tmp_path: Path) -> None:

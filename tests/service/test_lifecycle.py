@@ -199,7 +199,7 @@ def test_the_awaited_client_and_the_command_line_do_the_same(url: str, key: str,
     assert client.jobs.get(again).retry_of == failed.id
     assert run("resume", failed.id) == "queued"
     run("cancel", failed.id)
-    run("delete", failed.id, "--purge")
+    assert run("delete", failed.id, "--purge") == ""
     assert [job.id for job in client.jobs.list().data] == [again]
 
 
@@ -215,5 +215,5 @@ def test_the_commands_know_a_sweep_by_its_id(url: str, key: str, client: Client,
     assert json.loads(run("sweep", "cancel", sweep.id, "--json"))["id"] == sweep.id
     assert "cancelled" in run("events", sweep.id)
     assert json.loads(run("artifacts", sweep.id, "--json")) == []
-    run("delete", sweep.id)
+    assert json.loads(run("delete", sweep.id, "--json")) == {"id": sweep.id, "deleted": True}
     assert client.sweeps.list().data == []

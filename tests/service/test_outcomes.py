@@ -333,7 +333,8 @@ def test_the_command_line_shows_what_came_of_a_job(
     assert "exact_match" in run("evaluations", job.id)
     assert "report.json" in run("artifacts", job.id)
     assert len(json.loads(run("artifacts", job.id, "--json"))) == 4
-    run("download", job.id, "exports/attempt-1-aa", "-o", str(tmp_path / "mine"))
+    written = json.loads(run("download", job.id, "exports/attempt-1-aa", "-o", str(tmp_path / "mine"), "--json"))
+    assert str(tmp_path / "mine" / "exports" / "attempt-1-aa" / "model.safetensors") in written
     assert (tmp_path / "mine" / "exports" / "attempt-1-aa" / "model.safetensors").read_bytes() == _WEIGHTS
     assert CliRunner().invoke(app, ["download", job.id, "no", "--url", url, "--api-key", key]).exit_code == 1
     assert json.loads(run("diff", job.id, job.id, "--json"))["spec"] == []

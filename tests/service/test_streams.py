@@ -365,3 +365,5 @@ def test_the_command_line_follows(url: str, key: str, store: Store, job: Job, en
     watched = runner.invoke(app, ["watch", job.id, "--json", *access])
     assert [json.loads(line)["status"] for line in watched.output.splitlines()] == ["succeeded"]
     assert runner.invoke(app, ["logs", "-f", "--tail", "1", job.id, *access]).output == f"logs of {job.id}-a1\n"
+    told = runner.invoke(app, ["logs", "--json", "--tail", "1", job.id, *access]).output
+    assert json.loads(told) == {"log": f"logs of {job.id}-a1\n"}

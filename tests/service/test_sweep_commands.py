@@ -62,7 +62,7 @@ def test_help_tells_of_every_command() -> None:
 
 
 def test_a_sweep_is_submitted_listed_and_cancelled(sweep_file: Path, access: tuple[str, ...]) -> None:
-    code, text = run("sweep", "submit", str(sweep_file), *access)
+    code, text = run("sweep", "submit", str(sweep_file), "--priority", "3", *access)
     assert code == 0
     sweep_id = text.strip()
     listed = run("sweep", "list", *access)[1]
@@ -73,7 +73,8 @@ def test_a_sweep_is_submitted_listed_and_cancelled(sweep_file: Path, access: tup
     assert code == 1
     assert "is queued; results are there once it has begun its trials" in text
     assert run("sweep", "cancel", sweep_id, *access)[1].strip() == "cancelled"
-    assert json.loads(run("sweep", "list", "--json", *access)[1])["data"][0]["status"] == "cancelled"
+    [shown] = json.loads(run("sweep", "list", "--json", *access)[1])["data"]
+    assert (shown["status"], shown["priority"]) == ("cancelled", 3)
 
 
 def test_a_finished_sweep_is_shown(

@@ -390,4 +390,4 @@ def test_the_awaited_client_and_the_command_line_do_the_same(
     assert "delivered" in run("deliveries", webhook_id)
     assert run("enable", webhook_id) == "works"
     run("create", receiver.url, "--event", "job.exploded", code=1)
-    run("delete", webhook_id)
+    assert json.loads(run("delete", webhook_id, "--json"))["deleted"] is True
