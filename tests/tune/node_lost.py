@@ -23,12 +23,12 @@ from ray_jobs.run_directory import EventWriter, RunDirectory
 
 
 def kill_when_some_have_ended(run: RunDirectory, cluster: Cluster, node: Any, killed: dict[str, float]) -> None:
-    """Kill the node once a trial has ended and another has begun since; note when each had ended by then."""
+    """Kill the node once a trial has ended and another is midway on it; note when each had ended by then."""
 
     def types() -> list[str]:
         return [event.type for event in read_events(run)]
 
-    while "trial.ended" not in types() or not any(_has_checkpoint(path) for path in _trials(run, ended=False)):
+    while "trial.ended" not in types() or not any(_is_midway(path, node.node_id) for path in _trials(run, ended=False)):
         time.sleep(0.1)
     cluster.remove_node(node, allow_graceful=False)
     killed.update({path.name: (path / "trial.json").stat().st_mtime for path in _trials(run, ended=True)})
@@ -39,8 +39,13 @@ def _trials(run: RunDirectory, *, ended: bool) -> list[Path]:
     return [path for path in paths if (path / "trial.json").exists() == ended]
 
 
-def _has_checkpoint(trial: Path) -> bool:
-    return any(event.type == "checkpoint.saved" for event in read_events(RunDirectory(str(trial))))
+def _is_midway(trial: Path, node_id: str) -> bool:
+    """Whether it runs on a node, has a checkpoint to go on from, and a good part of its steps still to do."""
+    last: dict[str, Any] = {event.type: event.data for event in read_events(RunDirectory(str(trial)))}
+    if not {"train.started", "train.step", "checkpoint.saved"} <= set(last):
+        return False
+    is_there = last["train.started"]["workers"][0]["node_id"] == node_id
+    return is_there and last["train.step"]["step"] < last["train.step"]["total_steps"] / 2
 
 
 def main() -> None:

@@ -22,14 +22,14 @@ def test_no_trial_is_lost_or_run_twice_when_a_node_dies(job_document: dict[str, 
     other = {"name": "rhymes", "category": "general", "uri": f"file://{write_rows(tmp_path / 'rhymes.jsonl', rhymes)}"}
     job_document["data"] |= {"sources": [sums, sums | other], "dedup": None}
     job_document["parallel"] = {"num_workers": 1, "accelerator": "cpu"}
-    stages = [{"name": "small", "max_steps": 60, "candidates": 3, "baseline_seeds": 2}]
+    stages = [{"name": "small", "max_steps": 60, "candidates": 4, "baseline_seeds": 2}]
     sweep = {"name": "mixes", "base": job_document, "stages": stages}
     outcome = drive_alone("tests.tune.node_lost", tmp_path / "run", sweep, timeout_s=600)
     assert outcome["ended_before"], "the node died after a trial had ended"
-    assert len(outcome["ended"]) == len(outcome["started"]) == 4 > len(outcome["ended_before"])
+    assert len(outcome["ended"]) == len(outcome["started"]) == 5 > len(outcome["ended_before"])
     assert outcome["ended"] | outcome["ended_before"] == outcome["ended"], "no trial that had ended ran again"
     results = SweepResults.model_validate(json.loads((tmp_path / "run" / SWEEP_FILE).read_text()))
-    assert [(trial.status, trial.steps) for trial in results.trials] == [("succeeded", 60)] * 4
+    assert [(trial.status, trial.steps) for trial in results.trials] == [("succeeded", 60)] * 5
     starts = {trial.id: starts_of(trial.run_url) for trial in results.trials}
     assert max(len(steps) for steps in starts.values()) > 1, "the node took a trial's workers with it"
     assert any(steps[-1] > 0 for steps in starts.values() if len(steps) > 1), "which went on from its checkpoint"
