@@ -1,4 +1,4 @@
-"""Every operation of the OpenAPI document, with what is valid and what is not: no 5xx, no answer that is not in it.
+"""Operations of the OpenAPI document, with what is valid and what is not: no 5xx, and no answer that is not in it.
 
 `SLEDDOG_FUZZ_EXAMPLES` sets how often each is tried; by default few times, so that it takes under a minute.
 """
@@ -72,6 +72,7 @@ def test_no_operation_answers_what_is_not_documented(
         operation.pop("security", None)  # or many would be tried without a key
     schema = schemathesis.openapi.from_dict(document)
     operations = [found.ok() for found in schema.get_all_operations()]
+    operations = [operation for operation in operations if ENDLESS not in operation.path]
     operations.sort(key=lambda operation: ("get", "post", "put", "patch", "delete").index(operation.method))
     failures: dict[str, str] = {}
     statuses: dict[int, int] = {}
@@ -87,8 +88,6 @@ def test_no_operation_answers_what_is_not_documented(
         case.validate_response(answer, checks=CHECKS)
 
     for operation in operations:
-        if ENDLESS in operation.path:
-            continue
         strategy = st.one_of(*(operation.as_strategy(generation_mode=mode) for mode in GenerationMode))
         tried = settings(
             max_examples=EXAMPLES,
@@ -104,4 +103,6 @@ def test_no_operation_answers_what_is_not_documented(
     with capsys.disabled():
         told = dict(sorted(statuses.items()))
         sys.stdout.write(f"\n{len(operations)} operations, answers by status: {told}\n")
+    assert not {401, 429} & set(statuses), "what is not let in tries nothing"
+    assert sum(number for status, number in statuses.items() if status < 300) > 100
     assert not failures, "\n\n".join(f"{label}: {text}" for label, text in failures.items())
