@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock run sweep serve check format test test-fast bench bench-peers bench-scale vendor-web clean system-packages
+.PHONY: help install lock run sweep serve check format test test-fast docs bench bench-peers bench-scale vendor-web clean system-packages
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -63,6 +63,10 @@ test: $(INSTALLED) ## Run all tests
 
 test-fast: $(INSTALLED) ## Run the tests that need no cluster and take seconds
 	$(BIN)/pytest -m "not ray and not slow and not postgres"
+
+docs: $(INSTALLED) ## Build the site into build/docs, with the reference from the code
+	$(BIN)/python -m sphinx --quiet --fresh-env --nitpicky --fail-on-warning --keep-going -b html docs build/docs
+	@echo "open build/docs/index.html"
 
 bench: $(INSTALLED) $(QUICKSTART_DATA) ## Measure model, training step and data beside their peers
 	$(BIN)/python benchmarks/moe/layer.py
