@@ -6,15 +6,17 @@ holds. A role is the user's in that project; a key's scopes may narrow it, and n
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Response
 from fastapi.concurrency import run_in_threadpool
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from service.api.dependencies import ControlPlane, Parts
+from service.api.dependencies import ControlPlane, Parts, control_plane, read_soon
 from service.errors import NotAuthenticatedError, NotAuthorizedError
 from service.spec.access import Role, Scope
 from service.store.principal import Origin, Principal
@@ -55,15 +57,26 @@ class RequireRole:
             NotAuthorizedError: the user's role or the key's scopes do not suffice.
             RateLimitedError: the key, or the address without one, asks too often.
         """
-        request.state.is_write = self._role != "viewer"
+        if self._role != "viewer":
+            request.state.is_write = True
+        if not hasattr(request.state, "principal"):
+            request.state.principal = await self._admit(request, parts, credentials)
+        principal: Principal = request.state.principal
+        require_role(principal, self._role)
+        return principal
+
+    @property
+    def rank(self) -> int:
+        """Higher may more."""
+        return _ROLES.index(self._role)
+
+    async def _admit(self, request: Request, parts: ControlPlane, credentials: Credentials) -> Principal:
         try:
             principal = await self._who(request, parts, credentials)
         except NotAuthenticatedError:
             parts.refusals_by_address.take(origin_of(request).address)
             raise
-        request.state.principal = principal
         parts.requests_by_key.take(principal.key_id)
-        require_role(principal, self._role)
         return principal
 
     async def _who(self, request: Request, parts: ControlPlane, credentials: Credentials) -> Principal:
@@ -74,9 +87,35 @@ class RequireRole:
         known = parts.principals.find(key) if self._role == "viewer" else None
         if known is not None:
             return replace(known, origin=origin)
-        principal = await run_in_threadpool(parts.store.authenticate, key, origin)
+        principal = await read_soon(parts, lambda: parts.store.authenticate(key, origin))
+        if not principal.is_use_noted:
+            await run_in_threadpool(parts.store.note_use, principal.key_id)
         parts.principals.remember(key, principal, asked_at)
         return principal
+
+
+class KeyedRoute(APIRoute):
+    """A route that asks who comes before it reads what they bring: FastAPI parses the body first, whoever sent it."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The usual handler, behind the door."""
+        answer = super().get_route_handler()
+        role = max(_roles_of(self.dependant), key=lambda role: role.rank, default=None)
+        if role is None:
+            return answer
+
+        async def handle(request: Request) -> Response:
+            await role(request, control_plane(request), await _bearer(request))
+            return await answer(request)
+
+        return handle
+
+
+def _roles_of(dependant: Dependant) -> Iterator[RequireRole]:
+    for each in dependant.dependencies:
+        if isinstance(each.call, RequireRole):
+            yield each.call
+        yield from _roles_of(each)
 
 
 async def forgets_principals(request: Request, parts: Parts) -> AsyncIterator[None]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Response, status
 
-from service.api.access import Admin, Viewer, forgets_principals
+from service.api.access import Admin, KeyedRoute, Viewer, forgets_principals
 from service.api.dependencies import Parts
 from service.api.runs import CONFLICT, PROBLEMS, AfterId, IdempotencyKey, Limit, created, made_before, not_found
 from service.errors import NotAuthorizedError, NotFoundError
@@ -29,7 +29,7 @@ from service.spec.access import (
 from service.spec.resources import Page
 
 _FORGETS = Depends(forgets_principals, scope="function")  # before the answer goes out
-router = APIRouter(prefix="/v1", tags=["access"], responses=PROBLEMS, dependencies=[_FORGETS])
+router = APIRouter(prefix="/v1", tags=["access"], responses=PROBLEMS, dependencies=[_FORGETS], route_class=KeyedRoute)
 
 _CREATED = status.HTTP_201_CREATED
 

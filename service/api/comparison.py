@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from moe.config import PRESETS
-from service.api.access import Viewer
+from service.api.access import KeyedRoute, Viewer
 from service.api.dependencies import Parts
 from service.api.reachable import check_files, require_possible
 from service.api.runs import CONFLICT, PROBLEMS, not_found
@@ -19,7 +19,7 @@ from service.spec.job import JobSpec
 from service.spec.outcomes import JobDiff, Preset, Reproduction, Validation
 from service.spec.resources import Job
 
-router = APIRouter(prefix="/v1", responses=PROBLEMS)
+router = APIRouter(prefix="/v1", responses=PROBLEMS, route_class=KeyedRoute)
 
 
 @router.post("/jobs:validate", tags=["jobs"])

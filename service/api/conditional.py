@@ -12,7 +12,8 @@ from typing import Any
 
 from fastapi import Request, Response, status
 from fastapi.responses import StreamingResponse
-from fastapi.routing import APIRoute
+
+from service.api.access import KeyedRoute
 
 _NOT_MODIFIED = {"description": "It is what `If-None-Match` names"}
 _HEADER = {
@@ -24,8 +25,8 @@ _HEADER = {
 }
 
 
-class ConditionalRoute(APIRoute):
-    """A route whose answers to GET have an ETag."""
+class ConditionalRoute(KeyedRoute):
+    """A keyed route whose answers to GET have an ETag."""
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         responses = options.get("responses") or {}

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Header, HTTPException, Path, Query, Request, Resp
 from fastapi.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from service.api.access import Member, Viewer
+from service.api.access import KeyedRoute, Member, Viewer
 from service.api.dependencies import Parts
 from service.api.runs import CONFLICT, PROBLEMS, AfterId, IdempotencyKey, Limit, created, made_before, not_found
 from service.errors import InvalidDatasetError
@@ -42,7 +42,7 @@ ContentDigest = Annotated[
     str, Header(description="SHA-256 of the part as of RFC 9530: `sha-256=:<base64>:`", examples=["sha-256=:…=:"])
 ]
 
-router = APIRouter(prefix="/v1/datasets", tags=["datasets"], responses=PROBLEMS)
+router = APIRouter(prefix="/v1/datasets", tags=["datasets"], responses=PROBLEMS, route_class=KeyedRoute)
 
 
 @router.post("", status_code=status.HTTP_201_CREATED, responses=CONFLICT | made_before(Dataset), response_model=Dataset)

@@ -11,7 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from starlette.datastructures import UploadFile
 
-from service.api.access import Member, Viewer
+from service.api.access import KeyedRoute, Member, Viewer
 from service.api.dependencies import Parts
 from service.api.openai_errors import OPENAI_PROBLEMS, OpenAIError, openai_not_found
 from service.datasets.storage import pieces
@@ -44,7 +44,7 @@ _TOO_LARGE: dict[int | str, dict[str, Any]] = {
 
 RetryCount = Annotated[int, Header(alias="x-stainless-retry-count", ge=0, description="As OpenAI's client sends it")]
 
-router = APIRouter(prefix="/v1/files", tags=["openai"], responses=OPENAI_PROBLEMS)
+router = APIRouter(prefix="/v1/files", tags=["openai"], responses=OPENAI_PROBLEMS, route_class=KeyedRoute)
 
 
 @router.post("", openapi_extra={"requestBody": _FORM}, responses=_TOO_LARGE)

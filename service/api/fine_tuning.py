@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request
 
-from service.api.access import Member, Viewer
+from service.api.access import KeyedRoute, Member, Viewer
 from service.api.dependencies import ControlPlane, Parts
 from service.api.openai_errors import OPENAI_PROBLEMS, openai_not_found
 from service.api.reachable import require_possible
@@ -37,7 +37,7 @@ RetryCount = Annotated[
     Header(alias="x-stainless-retry-count", ge=0, description="Sent by OpenAI's client: 1 for the first repetition"),
 ]
 
-router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["openai"], responses=OPENAI_PROBLEMS)
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["openai"], responses=OPENAI_PROBLEMS, route_class=KeyedRoute)
 
 
 @router.post("", responses=openai_not_found("model"))

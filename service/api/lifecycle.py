@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response, status
 from fastapi.concurrency import run_in_threadpool
 
-from service.api.access import Member
+from service.api.access import KeyedRoute, Member
 from service.api.dependencies import Parts
 from service.api.runs import CONFLICT, PROBLEMS, IdempotencyKey, accept, made_before, not_found
 from service.reproduction import todays_spec
@@ -15,7 +15,7 @@ from service.run_files import remove_run
 from service.spec.resources import Job, Run, Sweep
 from service.store.store import Store
 
-router = APIRouter(prefix="/v1", responses=PROBLEMS)
+router = APIRouter(prefix="/v1", responses=PROBLEMS, route_class=KeyedRoute)
 
 Purge = Annotated[bool, Query(description="Also delete the run directory: checkpoints, export, reports")]
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from service.api.access import Viewer
+from service.api.access import KeyedRoute, Viewer
 from service.api.dependencies import Parts
 from service.api.runs import PROBLEMS, Limit, not_found
 from service.series import build_series
@@ -15,7 +15,7 @@ from service.spec.resources import MetricSeries, Page, StepMetrics
 from service.store.events import LAST_STEP
 from service.store.store import Store
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=PROBLEMS)
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=PROBLEMS, route_class=KeyedRoute)
 
 _PAGE = 1000
 FromStep = Annotated[int, Query(ge=0, le=LAST_STEP, description="First step")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response, status
 
-from service.api.access import Member, Viewer
+from service.api.access import KeyedRoute, Member, Viewer
 from service.api.dependencies import Parts
 from service.api.openai_errors import OPENAI_PROBLEMS, openai_not_found
 from service.api.runs import created, made_before
@@ -14,7 +14,7 @@ from service.spec.registry import NewModel, RegisteredModel
 
 _NOT_FOUND = openai_not_found("model")
 
-router = APIRouter(prefix="/v1/models", tags=["models"], responses=OPENAI_PROBLEMS)
+router = APIRouter(prefix="/v1/models", tags=["models"], responses=OPENAI_PROBLEMS, route_class=KeyedRoute)
 
 
 @router.post("", status_code=status.HTTP_201_CREATED, responses=made_before(RegisteredModel))

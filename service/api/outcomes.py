@@ -8,7 +8,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Header, Query, Response, status
 from fastapi.responses import StreamingResponse
 
-from service.api.access import Viewer
+from service.api.access import KeyedRoute, Viewer
 from service.api.byte_range import NOTHING, parse_range
 from service.api.dependencies import Parts
 from service.api.runs import PROBLEMS, Answers, Limit, not_found
@@ -17,7 +17,7 @@ from service.run_files import OpenArtifact, find_artifact, list_artifacts, list_
 from service.spec.outcomes import Artifact, Checkpoint, Evaluation
 from service.spec.resources import Job, Page, Run, Sweep
 
-router = APIRouter(prefix="/v1", responses=PROBLEMS)
+router = APIRouter(prefix="/v1", responses=PROBLEMS, route_class=KeyedRoute)
 
 _FILE: Answers = {
     200: {"content": {"application/octet-stream": {}}, "description": "The file"},

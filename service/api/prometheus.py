@@ -24,7 +24,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.access import Credentials, RequireRole
+from service.api.access import Credentials, KeyedRoute, RequireRole
 from service.api.dependencies import ControlPlane, Parts
 from service.api.runs import PROBLEMS
 from service.errors import NotAuthorizedError
@@ -32,7 +32,7 @@ from service.spec.access import DEFAULT_PROJECT
 from service.spec.resources import Job
 from service.store.counts import RunCount
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], route_class=KeyedRoute)
 
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
 _LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from service.api.access import Admin, Viewer
+from service.api.access import Admin, KeyedRoute, Viewer
 from service.api.dependencies import Parts
 from service.api.runs import CONFLICT, PROBLEMS, not_found
 from service.spec.queue import Queue, QueueEntry
 from service.spec.resources import ACTIVE_STATUSES, Job, Sweep
 
-router = APIRouter(prefix="/v1", tags=["queue"], responses=PROBLEMS)
+router = APIRouter(prefix="/v1", tags=["queue"], responses=PROBLEMS, route_class=KeyedRoute)
 
 
 @router.get("/queue")

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Header, Query, Response, status
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import PlainTextResponse, StreamingResponse
 
-from service.api.access import Viewer
+from service.api.access import KeyedRoute, Viewer
 from service.api.dependencies import ControlPlane, Parts
 from service.api.event_feed import Included, is_seen
 from service.api.runs import PROBLEMS, UNAVAILABLE, AfterEvent, Answers, not_found
@@ -16,7 +16,7 @@ from service.backends.base import submission_id
 from service.spec.resources import Job, Run, Sweep
 from service.store.principal import Principal
 
-router = APIRouter(prefix="/v1", responses=PROBLEMS)
+router = APIRouter(prefix="/v1", responses=PROBLEMS, route_class=KeyedRoute)
 
 
 class EventStream(StreamingResponse):

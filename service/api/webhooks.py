@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response, status
 
-from service.api.access import Member, Viewer
+from service.api.access import KeyedRoute, Member, Viewer
 from service.api.dependencies import Parts
 from service.api.runs import CONFLICT, PROBLEMS, AfterId, IdempotencyKey, Limit, not_found
 from service.spec.resources import Page
@@ -13,7 +13,7 @@ from service.webhooks.address import resolve
 
 _NOT_FOUND = not_found("webhook")
 
-router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"], responses=PROBLEMS)
+router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"], responses=PROBLEMS, route_class=KeyedRoute)
 
 
 @router.post("", status_code=status.HTTP_201_CREATED, responses=CONFLICT)

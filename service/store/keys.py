@@ -132,7 +132,7 @@ class KeyTables(IdempotencyTables):
         return _key(row)
 
     def authenticate(self, text: str, origin: Origin | None = None) -> Principal:
-        """Whose key this is.
+        """Whose key this is; unless its use is noted, `note_use` is to be called.
 
         Raises:
             NotAuthenticatedError: nobody's, or it no longer works.
@@ -144,10 +144,15 @@ class KeyTables(IdempotencyTables):
         if row is None or not is_same(row.digest, given.digest):
             raise NotAuthenticatedError("this API key is not valid")
         _require_usable(row.revoked_at, row.expires_at, row.role, now)
-        if row.last_used_at is None or now - row.last_used_at > _USE_IS_NOTED_EVERY:
-            with self._transaction() as session:
-                session.execute(update(ApiKeyRow).where(ApiKeyRow.id == row.id).values(last_used_at=now))
-        return Principal(row.id, row.user_id, row.project_id, row.role, frozenset(row.scopes), origin or Origin())
+        is_noted = row.last_used_at is not None and now - row.last_used_at <= _USE_IS_NOTED_EVERY
+        scopes = frozenset(row.scopes)
+        return Principal(row.id, row.user_id, row.project_id, row.role, scopes, origin or Origin(), is_noted)
+
+    def note_use(self, key_id: str) -> None:
+        """A key is in use now."""
+        with self._transaction() as session:
+            used = update(ApiKeyRow).where(ApiKeyRow.id == key_id)
+            session.execute(used.values(last_used_at=datetime.now(UTC)))
 
     def _add_key(self, session: Session, text: str, **fields: Any) -> ApiKeyRow:
         key = digest_of(text, self._secret)

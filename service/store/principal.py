@@ -37,6 +37,7 @@ class Principal:
         role: of the user there.
         scopes: of the key.
         origin: the request.
+        is_use_noted: whether the store knows that the key is in use.
     """
 
     key_id: str
@@ -45,3 +46,4 @@ class Principal:
     role: Role
     scopes: frozenset[Scope]
     origin: Origin = field(default_factory=Origin, compare=False)
+    is_use_noted: bool = field(default=True, compare=False)

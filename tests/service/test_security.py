@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import re
 import ssl
 import subprocess
 import threading
@@ -13,8 +15,10 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import select
+from starlette.types import Message
 
 from service.api.app import MAX_BODY_BYTES, create_app
 from service.api.dependencies import ControlPlane
@@ -91,6 +95,40 @@ def test_a_body_that_is_too_large_is_refused(http: TestClient, job_document: dic
     ]
     assert [answer.status_code for answer in answers] == [413, 413]
     assert http.get("/v1/jobs").json()["data"] == []
+
+
+def test_no_body_is_read_before_its_sender_is_known(app: FastAPI) -> None:
+    takes_body = [
+        (method.upper(), re.sub(r"{\w+}", "1", path))
+        for path, operations in app.openapi()["paths"].items()
+        for method, operation in operations.items()
+        if "requestBody" in operation
+    ]
+    for method, path in takes_body:
+        status, was_read = asyncio.run(answer_to(app, method, path))
+        assert (status, was_read) == (401, False), (method, path)
+    assert len(takes_body) > 15
+    assert asyncio.run(answer_to(app, "POST", "/nothing")) == (404, False), "what has no body to read tells no more"
+
+
+async def answer_to(app: FastAPI, method: str, path: str) -> tuple[int, bool]:
+    """The status that a stranger gets, and whether the body was read for it."""
+    was_read, statuses = False, []
+
+    async def receive() -> Message:
+        nonlocal was_read
+        was_read = True
+        return {"type": "http.request", "body": b"{", "more_body": False}
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    headers = [(b"content-type", b"application/json"), (b"authorization", b"Bearer sd-wrong")]
+    scope = {"type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": b""}
+    scope |= {"headers": headers, "client": ("192.0.2.1", 1), "server": ("here", 80)}
+    await app(scope | {"scheme": "http", "root_path": "", "http_version": "1.1"}, receive, send)
+    return statuses[0], was_read
 
 
 def test_answers_tell_browsers_to_be_careful(http: TestClient) -> None:
