@@ -7,7 +7,7 @@ from typing import cast
 from sqlalchemy import or_, select
 
 from service.spec.access import DEFAULT_PROJECT, AuditEntry, Outcome
-from service.store.audit_row import audit_row
+from service.store.audit_row import INSERT_AUDIT, audit_row
 from service.store.engine import Tables
 from service.store.models import AuditRow
 from service.store.principal import Origin
@@ -21,7 +21,7 @@ class AuditTables(Tables):
         with self._transaction() as session:
             recorded = select(AuditRow.id).where(AuditRow.request_id == origin.request_id).limit(1)
             if session.scalar(recorded) is None:
-                session.execute(audit_row(origin, self._principal, outcome, code=code))
+                session.execute(INSERT_AUDIT, audit_row(origin, self._principal, outcome, code=code))
 
     def list_audit(self, *, after: int | None = None, limit: int = 100) -> tuple[list[AuditEntry], bool]:
         """The project's entries, newest first, from the one after `after` on; and whether there are more.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
-from sqlalchemy import Insert, insert
+from sqlalchemy import insert
 
 from service.spec.access import Outcome
 from service.store.models import AuditRow, table_of
 from service.store.principal import Origin, Principal
 
+INSERT_AUDIT = insert(table_of(AuditRow))
 _LONGEST_TARGET = 512
 
 
@@ -20,8 +22,8 @@ def audit_row(
     *,
     code: str | None = None,
     target: str | None = None,
-) -> Insert:
-    """Writes the row of one write or one refused access.
+) -> dict[str, Any]:
+    """The row of one write or one refused access, for `INSERT_AUDIT`.
 
     Args:
         origin: the request.
@@ -30,15 +32,15 @@ def audit_row(
         code: of the problem, if it was not done.
         target: path of what it was done to, where it is not the request's own.
     """
-    return insert(table_of(AuditRow)).values(
-        time=datetime.now(UTC),
-        request_id=origin.request_id,
-        project_id=principal and principal.project,
-        user_id=principal and principal.user,
-        key_id=principal and principal.key_id,
-        address=origin.address,
-        action=origin.action,
-        target=(target or origin.target)[:_LONGEST_TARGET],
-        outcome=outcome,
-        code=code,
-    )
+    return {
+        "time": datetime.now(UTC),
+        "request_id": origin.request_id,
+        "project_id": principal and principal.project,
+        "user_id": principal and principal.user,
+        "key_id": principal and principal.key_id,
+        "address": origin.address,
+        "action": origin.action,
+        "target": (target or origin.target)[:_LONGEST_TARGET],
+        "outcome": outcome,
+        "code": code,
+    }

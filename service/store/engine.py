@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from service.errors import InvalidSettingsError, SchemaError
 from service.spec.access import DEFAULT_PROJECT
-from service.store.audit_row import audit_row
+from service.store.audit_row import INSERT_AUDIT, audit_row
 from service.store.principal import Principal
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -159,7 +159,7 @@ class Tables:
             target: path of what is changed, where it is not the request's own.
         """
         if self._principal is not None:
-            session.execute(audit_row(self._principal.origin, self._principal, "done", target=target))
+            session.execute(INSERT_AUDIT, audit_row(self._principal.origin, self._principal, "done", target=target))
             session.info[_RECORDS] = True
 
     def close(self) -> None:

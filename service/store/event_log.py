@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from pydantic import JsonValue
-from sqlalchemy import func, insert, select
+from sqlalchemy import bindparam, func, insert, select
 from sqlalchemy.orm import Session
 
 from service.spec.event import Event
 from service.spec.resources import JobStatus
 from service.store.models import EventRow, table_of
 from service.store.outbox import enqueue
+
+_INSERT = insert(table_of(EventRow))
+_LAST_SEQUENCE = select(func.max(EventRow.sequence)).where(EventRow.job_id == bindparam("run_id"))
 
 
 def append_events(session: Session, run_id: str, events: Sequence[Event]) -> None:
@@ -22,10 +25,10 @@ def append_events(session: Session, run_id: str, events: Sequence[Event]) -> Non
     the row, or has read it to change it.
     """
     session.flush()
-    last = session.scalar(select(func.max(EventRow.sequence)).where(EventRow.job_id == run_id)) or 0
+    last = session.scalar(_LAST_SEQUENCE, {"run_id": run_id}) or 0
     numbered = list(enumerate(events, last + 1))
     if numbered:
-        session.execute(insert(table_of(EventRow)), [_row(run_id, *item) for item in numbered])
+        session.execute(_INSERT, [_row(run_id, *item) for item in numbered])
     enqueue(session, run_id, numbered)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, select, update
 from sqlalchemy.orm import Session
 
 from service.errors import ConflictError, NotAuthenticatedError, NotFoundError
@@ -18,11 +18,17 @@ from service.store.principal import Origin, Principal
 
 ALL_SCOPES: tuple[Scope, ...] = ("read", "write", "admin")
 _KEYS, _MEMBERSHIPS = table_of(ApiKeyRow).c, table_of(MembershipRow).c
-_KEY_AND_ROLE = select(*_KEYS, _MEMBERSHIPS.role).outerjoin_from(
-    ApiKeyRow,
-    MembershipRow,
-    (_MEMBERSHIPS.user_id == _KEYS.user_id) & (_MEMBERSHIPS.project_id == _KEYS.project_id),
+_KEY_AND_ROLE = (
+    select(*_KEYS, _MEMBERSHIPS.role)
+    .outerjoin_from(
+        ApiKeyRow,
+        MembershipRow,
+        (_MEMBERSHIPS.user_id == _KEYS.user_id) & (_MEMBERSHIPS.project_id == _KEYS.project_id),
+    )
+    .where(_KEYS.scheme == bindparam("scheme"))
 )
+_BY_ID = _KEY_AND_ROLE.where(_KEYS.id == bindparam("key_id"))
+_BY_DIGEST = _KEY_AND_ROLE.where(_KEYS.digest == bindparam("digest"))
 _USE_IS_NOTED_EVERY = timedelta(minutes=1)
 """So that reading does not write to the database each time."""
 
@@ -138,9 +144,12 @@ class KeyTables(IdempotencyTables):
             NotAuthenticatedError: nobody's, or it no longer works.
         """
         given, now = digest_of(text, self._secret), datetime.now(UTC)
-        is_it = _KEYS.digest == given.digest if given.key_id is None else _KEYS.id == given.key_id
+        if given.key_id is None:
+            query, wanted = _BY_DIGEST, {"scheme": given.scheme, "digest": given.digest}
+        else:
+            query, wanted = _BY_ID, {"scheme": given.scheme, "key_id": given.key_id}
         with self._reading() as connection:
-            row = connection.execute(_KEY_AND_ROLE.where(is_it, _KEYS.scheme == given.scheme)).one_or_none()
+            row = connection.execute(query, wanted).one_or_none()
         if row is None or not is_same(row.digest, given.digest):
             raise NotAuthenticatedError("this API key is not valid")
         _require_usable(row.revoked_at, row.expires_at, row.role, now)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, cast
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import bindparam, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from service.spec.event import Event
@@ -25,6 +25,9 @@ from service.webhooks.signature import webhook_secret
 
 _LEFT_OUT = ("summary",)
 """Parts of an event's data that are too long for a message; the event has them."""
+
+_PROJECT = select(JobRow.project_id).where(JobRow.id == bindparam("run_id")).scalar_subquery()
+_RECEIVERS = select(WebhookRow).where(WebhookRow.project_id == _PROJECT, WebhookRow.disabled_at.is_(None))
 
 
 class Message(NamedTuple):
@@ -50,9 +53,7 @@ def enqueue(session: Session, run_id: str, numbered: Sequence[tuple[int, Event]]
     told = [(sequence, event) for sequence, event in numbered if message_type("job", event) is not None]
     if not told:
         return
-    project = select(JobRow.project_id).where(JobRow.id == run_id).scalar_subquery()
-    receivers = select(WebhookRow).where(WebhookRow.project_id == project, WebhookRow.disabled_at.is_(None))
-    webhooks = session.scalars(receivers).all()
+    webhooks = session.scalars(_RECEIVERS, {"run_id": run_id}).all()
     if not webhooks:
         return
     run = session.get_one(JobRow, run_id)

@@ -31,6 +31,7 @@ AnyRun = TypeVar("AnyRun", bound=Run)
 _PROJECTS = table_of(ProjectRow).c
 _QUOTAS = select(_PROJECTS.quotas).where(_PROJECTS.id == bindparam("project_id"))
 _NUM_QUEUED = select(func.count()).where(RUNS.status == "queued")
+_INSERT = insert(table_of(JobRow))
 _BY_ID = select_runs().where(RUNS.id == bindparam("run_id"))
 
 
@@ -84,7 +85,7 @@ class RunTables(IdempotencyTables):
             status: JobStatus = "queued" if awaits is None else "needs_approval"
             position = next_position(session) if awaits is None else None
             row |= {"status": status, "priority": priority, "queue_position": position, "queue_reason": awaits}
-            session.execute(insert(table_of(JobRow)).values(row))
+            session.execute(_INSERT, row)
             run_id: str = row["id"]
             use_datasets(session, self._project, run_id, referenced_datasets(row["spec"]))
             if beside is not None:
