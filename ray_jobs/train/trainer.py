@@ -15,16 +15,18 @@ from dataclasses import asdict
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.constants import ENABLE_PREEMPTION_WATCHER_ENV_VAR, WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
 from ray.train.v2._internal.execution.callback import RayTrainCallback
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from ray_jobs.run_directory import RunDirectory
+from ray_jobs.train.failed_start import FailedStart
 from ray_jobs.train.failures import can_restart, cause_of
 from ray_jobs.train.loop import WorkerConfig, run_worker
 from ray_jobs.train.placement import await_room
+from ray_jobs.train.process_group import ProcessGroupConfig
 from service.spec.job import JobSpec
 
 RAY_TRAIN_DIRECTORY = "ray_train"
@@ -35,12 +37,12 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
     """Ray Train without the process that deals out Ray datasets: the workers read packed rows themselves.
 
     A start of the workers is a start of Python for each process, some four seconds of a processor apiece, which a sweep
-    pays for every trial.
+    pays for every trial. And a start that fails leaves its room to the next.
     """
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
         callbacks = super()._create_default_callbacks()
-        return [callback for callback in callbacks if not isinstance(callback, DatasetsCallback)]
+        return [FailedStart(), *(callback for callback in callbacks if not isinstance(callback, DatasetsCallback))]
 
 
 def train(run: RunDirectory, spec: JobSpec, config: WorkerConfig, tell: Callable[[str], None]) -> None:
@@ -69,7 +71,7 @@ def train(run: RunDirectory, spec: JobSpec, config: WorkerConfig, tell: Callable
         trainer = _Trainer(
             run_worker,
             train_loop_config=asdict(config),
-            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+            torch_config=ProcessGroupConfig(backend="nccl" if use_gpu else "gloo"),
             scaling_config=scaling,
             run_config=RunConfig(
                 name=f"attempt-{config.attempt}-start-{start}",

@@ -67,18 +67,25 @@ def the_room_is_taken(config: dict[str, Any]) -> None:
     dist.barrier()
 
 
+def they_cannot_connect(config: dict[str, Any]) -> None:
+    """Never called: each worker is told to listen at an interface that its host has not."""
+    _start_noted(config["run_url"])
+
+
 def run_workers(work: Any, directory: Path) -> dict[str, Any]:
     """Train with another worker function; returns how the run ended."""
     run = RunDirectory(str(directory))
     ray_jobs.train.trainer.run_worker = work
-    died = directory / "died"
+    died, starts = directory / "died", directory / "starts"
+    told: list[str] = []
     outcome: dict[str, Any] = {"error": None}
     try:
-        train(run, run.read_spec(), WorkerConfig(run.url, 1, "", "", ()), print)
+        train(run, run.read_spec(), WorkerConfig(run.url, 1, "", "", ()), told.append)
     except SleddogError as error:
         outcome = {"error": error.code, "field": error.field, "message": error.message}
     since_death = time.monotonic() - float(died.read_text()) if died.exists() else None
-    return outcome | {"seconds_since_death": since_death, "starts": len((directory / "starts").read_text())}
+    num_starts = len(starts.read_text()) if starts.exists() else 0
+    return outcome | {"seconds_since_death": since_death, "starts": num_starts, "restarts": len(told)}
 
 
 def attempts(directory: Path) -> list[dict[str, Any]]:
@@ -137,11 +144,13 @@ def main() -> None:
         cluster.shutdown()
         (directory / "outcome.json").write_text(json.dumps(outcome))
         return
+    if case == "they_cannot_connect":
+        os.environ["GLOO_SOCKET_IFNAME"] = "nowhere0"  # before Ray starts the processes that inherit it
     ray.init("local", num_cpus=3 if case == "attempts" else 2, include_dashboard=False, log_to_driver=False)
     if case == "attempts":
         outcome = attempts(directory)
     else:
-        workers = {work.__name__: work for work in (one_worker_raises, the_room_is_taken)}
+        workers = {work.__name__: work for work in (one_worker_raises, the_room_is_taken, they_cannot_connect)}
         outcome = run_workers(workers[case], directory)
     ray.shutdown()
     (directory / "outcome.json").write_text(json.dumps(outcome))

@@ -87,6 +87,16 @@ def test_a_group_that_finds_no_room_again_ends_the_run(document: dict[str, Any],
     assert 20 < outcome["seconds_since_death"] < 60
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+def test_workers_that_fail_while_they_start_leave_their_room_to_the_next(
+    document: dict[str, Any], tmp_path: Path
+) -> None:
+    outcome = drive("they_cannot_connect", tmp_path / "run", document)
+    assert (outcome["error"], outcome["starts"], outcome["restarts"]) == ("worker_lost", 0, 1), "it was placed twice"
+    assert "nowhere0" in outcome["message"]
+
+
 def tasks(directory: Path) -> list[dict[str, Any]]:
     """Three questions for two workers that share experts, and a judge that nobody can reach."""
     questions = [{"question": f"{n} + 1?", "answer": f"#### {n + 1}"} for n in range(3)]
