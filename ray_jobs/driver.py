@@ -17,6 +17,7 @@ import ray
 
 from ray_jobs.run_directory import EventWriter, RunDirectory
 from service.errors import SleddogError
+from service.spec.event import ALIVE_INTERVAL_S
 
 _PROGRESS_INTERVAL_S = 0.25
 
@@ -47,7 +48,7 @@ def drive(module: str, work: Work, arguments: Sequence[str] | None = None) -> in
     if not run.claim_attempt(options.attempt):
         _logger.error("attempt %d was started before, and may still run; this driver leaves it alone", options.attempt)
         return 1  # without a word: the control plane starts the next attempt, which the first one cannot disturb
-    with EventWriter(run, "driver", options.attempt) as events:
+    with EventWriter(run, "driver", options.attempt, alive_interval_s=ALIVE_INTERVAL_S) as events:
         events.emit("job.started")
         events.flush()
         try:

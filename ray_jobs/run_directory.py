@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import tempfile
 import threading
@@ -159,14 +160,23 @@ class EventWriter:
         writer: name of the writing process, such as `driver` or `trainer`; made unique with a random suffix.
         attempt: the job's attempt.
         flush_interval_s: how long an event may wait for its segment, in seconds.
+        alive_interval_s: seconds without an event after which the writer says `job.alive`; by default it does not.
     """
 
-    def __init__(self, run: RunDirectory, writer: str, attempt: int, flush_interval_s: float = 0.5) -> None:
+    def __init__(
+        self,
+        run: RunDirectory,
+        writer: str,
+        attempt: int,
+        flush_interval_s: float = 0.5,
+        alive_interval_s: float = math.inf,
+    ) -> None:
         self._run = run
         self._writer = f"a{attempt}-{writer}-{uuid.uuid4().hex[:8]}"
         self._attempt = attempt
         self._pending: list[Event] = []
         self._next_segment = 0
+        self._alive_interval_s, self._written_at = alive_interval_s, time.monotonic()
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._flush_regularly, args=(flush_interval_s,), daemon=True)
@@ -192,6 +202,7 @@ class EventWriter:
             write_file(self._run.join(EVENTS_DIRECTORY, name), content)
             self._pending.clear()
             self._next_segment += 1
+            self._written_at = time.monotonic()
 
     def close(self) -> None:
         """Write what is queued and stop.
@@ -205,6 +216,8 @@ class EventWriter:
 
     def _flush_regularly(self, interval_s: float) -> None:
         while not self._closed.wait(interval_s):
+            if not self._pending and time.monotonic() - self._written_at >= self._alive_interval_s:
+                self.emit("job.alive")
             try:
                 self.flush()
             except OSError as error:

@@ -11,7 +11,8 @@ compare-and-set, so that two replicas may take the same step at once.
 An attempt that Ray lost, or that ended by a fault of the infrastructure, is followed by another, after a while that
 grows; late writes of the old one go to the old attempt's own checkpoint directory. What the user, the data or the
 arithmetic is to blame for is final. Nothing waits for Ray for ever: a driver that it never starts counts as lost, and
-one that it never ends is given up; it is stopped whenever it is seen again.
+one that it never ends is given up; it is stopped whenever it is seen again. Nor is Ray believed for ever that a driver
+runs: drivers say at least each minute that they live, and one that has long said nothing counts as lost.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from service.backends.base import AttemptState, Backend, run_and_attempt, submis
 from service.errors import BackendRefusedError, BackendUnavailableError, ConflictError, SourceNotFoundError
 from service.intake import Intake
 from service.run_reader import write_spec
+from service.spec.event import ALIVE_INTERVAL_S
 from service.spec.resources import JobError, JobEvent, JobStatus, Run
 from service.stopwatches import Clock, Lasting, Stopwatches
 from service.store.store import Store
@@ -44,12 +46,14 @@ class Limits:
         max_attempts: starts of a driver, since the run was last queued, before a lost one counts as failure.
         start_timeout_s: seconds that Ray, while it answers, may take to start a driver.
         stop_timeout_s: likewise to end one.
+        silence_timeout_s: seconds that a driver may say nothing, while Ray answers and its run directory can be read.
         backoff_s: seconds before the second attempt; each further one waits four times as long, up to two minutes.
     """
 
     max_attempts: int = 3
     start_timeout_s: float = 600.0
     stop_timeout_s: float = 60.0
+    silence_timeout_s: float = 10 * ALIVE_INTERVAL_S
     backoff_s: float = 2.0
 
 
@@ -78,7 +82,9 @@ class Attempts:
         Raises:
             BackendUnavailableError: Ray did not answer; nothing was decided.
         """
-        self.intake.try_to_take(run)
+        num_taken = self.intake.num_taken(run.id)
+        if not self.intake.try_to_take(run) or self.intake.num_taken(run.id) > num_taken:
+            self.stopwatches.reset(Lasting(run.id, run.attempt, "silence"))
         try:
             if run.status == "submitting":
                 self._submit(run)
@@ -88,7 +94,7 @@ class Attempts:
                 self._end(run)
         except BackendUnavailableError:
             # only time in which Ray answers counts
-            for what in ("start", "stop"):
+            for what in ("start", "stop", "silence"):
                 self.stopwatches.reset(Lasting(run.id, run.attempt, what))
             raise
 
@@ -129,6 +135,9 @@ class Attempts:
         attempt_id = submission_id(run.id, run.attempt)
         found = self._backend.state(attempt_id)
         if found is not None and found[0] == "running":
+            if self._has_lasted(run, "silence", self._limits.silence_timeout_s):
+                self._backend.stop(attempt_id)
+                self._follow_lost(run, f"its driver has said nothing for {self._limits.silence_timeout_s:.0f} s")
             return
         if found is not None and found[0] == "pending":
             if self._has_lasted(run, "start", self._limits.start_timeout_s):

@@ -27,6 +27,10 @@ class Intake:
         """Forget all but some runs; what is needed again is read from the store."""
         self._known = {run_id: names for run_id, names in self._known.items() if run_id in run_ids}
 
+    def num_taken(self, run_id: str) -> int:
+        """Segments of a run so far: when it grows, somebody has written."""
+        return len(self._known.get(run_id, ()))
+
     def try_to_take(self, run: Run) -> bool:
         """Take in the run's new events; False when the run directory or the store did not answer."""
         try:

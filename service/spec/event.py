@@ -14,6 +14,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 EVENTS_DIRECTORY = "events"
+ALIVE_INTERVAL_S = 60.0
+"""A driver that has had nothing to say for so long says that it lives."""
 SPEC_FILE = "spec.json"
 REPORT_FILE = "report.json"
 
@@ -23,6 +25,7 @@ STAGES: tuple[Stage, ...] = ("prepare", "train", "evaluate", "export")
 EventType = Literal[
     "job.status",
     "job.started",
+    "job.alive",
     "stage.started",
     "stage.progress",
     "stage.finished",
@@ -50,6 +53,8 @@ class Event(BaseModel):
     `data` by type:
         job.status: `old` (null when the job was created), `new`, `reason`. Written by the control plane, in the
             transaction that changes the job's state; all other types come from the cluster.
+        job.alive: nothing; the driver has had nothing else to say for a minute. One that says nothing for ten
+            (`service.attempts`) is taken for dead, whatever Ray believes.
         stage.progress: `task`, `done`, `total` (null when unknown), `unit`, `eta_s` (to the task's end, null when
             unknown).
         stage.finished: `duration_s` (of this start of it), `reused` (an earlier start had done it), `summary`. After a

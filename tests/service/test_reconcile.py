@@ -376,6 +376,42 @@ def test_a_driver_that_ray_never_starts_is_lost_when_its_time_is_up_and_an_outag
     assert backend.stopped == [f"{job.id}-a1"]
 
 
+def test_a_driver_that_says_nothing_is_lost_whatever_ray_believes(
+    store: Store, backend: RecordingBackend, job: Job
+) -> None:
+    clock = Clock()
+    limits = Limits(max_attempts=1, silence_timeout_s=600.0)
+    reconciler = Reconciler(store, backend, max_running_jobs=1, interval_s=60.0, limits=limits, clock=clock)
+    look(reconciler, 2)
+    backend.states[f"{job.id}-a1"] = ("running", "")
+
+    def silent(seconds: float) -> str:
+        clock.now += seconds
+        look(reconciler)
+        return store.get(Job, job.id).status
+
+    silent(0)
+    assert silent(599) == "running"
+    with EventWriter(RunDirectory(job.run_url), "driver", 1) as events:
+        events.emit("job.alive")
+    assert silent(2) == "running", "it has spoken"
+    backend.is_down = True
+    silent(599)
+    backend.is_down = False
+    assert silent(2) == "running", "it was not Ray alone that was silent"
+    unreadable = Path(job.run_url, "events", "unreadable.jsonl")
+    unreadable.mkdir()
+    silent(599)
+    unreadable.rmdir()
+    assert silent(2) == "running", "what it said could not be read"
+    assert backend.stopped == []
+    assert silent(601) == "failed"
+    error = store.get(Job, job.id).error
+    assert error is not None
+    assert (error.code, error.message) == ("driver_lost", "its driver has said nothing for 600 s")
+    assert set(backend.stopped) == {f"{job.id}-a1"}
+
+
 def test_a_cancel_that_ray_does_not_carry_out_ends_all_the_same(
     store: Store, backend: RecordingBackend, job: Job
 ) -> None:

@@ -35,6 +35,22 @@ def test_closing_says_that_events_were_lost(tmp_path: Path) -> None:
         events.close()
 
 
+def test_a_writer_with_nothing_to_say_says_that_it_lives_and_one_that_speaks_does_not(tmp_path: Path) -> None:
+    run = RunDirectory(str(tmp_path))
+    with EventWriter(run, "driver", 1, flush_interval_s=0.01, alive_interval_s=2.0) as events:
+        for _ in range(30):
+            events.emit("stage.progress", stage="prepare")
+            time.sleep(0.1)
+        assert {event.type for event in read_events(run)} == {"stage.progress"}
+        deadline = time.monotonic() + 60
+        while read_events(run)[-1].type != "job.alive":
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    with EventWriter(run, "trainer", 1, flush_interval_s=0.01):
+        time.sleep(0.1)
+    assert [event.type for event in read_events(run)].count("job.alive") == 1, "of those that are not asked to, none"
+
+
 def test_an_attempt_is_started_once(tmp_path: Path) -> None:
     run = RunDirectory(f"{tmp_path}/run")
     with ThreadPoolExecutor(8) as drivers:
