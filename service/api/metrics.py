@@ -12,7 +12,7 @@ from service.api.dependencies import Parts
 from service.api.runs import PROBLEMS, Limit, not_found
 from service.series import build_series
 from service.spec.resources import MetricSeries, Page, StepMetrics
-from service.store.events import LAST_STEP
+from service.store.event_log import LAST_STEP
 from service.store.store import Store
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=PROBLEMS, route_class=KeyedRoute)

@@ -16,6 +16,8 @@ SETTLED_STEPS = 20
 """Or a twentieth of all steps, if that is less."""
 LATE_S = 600.0
 LATE_SHARE = 0.2
+_LONGEST_S = 1e9
+"""Some thirty years: what is no estimate, and no calendar holds."""
 _PROMISE = "promised_end"
 
 
@@ -27,7 +29,7 @@ def watch_eta(progress: dict[str, Any], event: Event) -> tuple[dict[str, Any], E
         event: the next one.
     """
     eta_s, step, total = (event.data.get(name) for name in ("eta_s", "step", "total_steps"))
-    if event.type != "train.step" or not isinstance(eta_s, int | float):
+    if event.type != "train.step" or not isinstance(eta_s, int | float) or not 0 <= eta_s < _LONGEST_S:
         return progress, None
     expected = event.time + timedelta(seconds=eta_s)
     promise = progress.get(_PROMISE)

@@ -14,6 +14,8 @@ from service.spec.resources import JobStatus
 from service.store.models import EventRow, table_of
 from service.store.outbox import enqueue
 
+LAST_STEP = 2**31 - 1
+"""Steps have no more than so high a number."""
 _INSERT = insert(table_of(EventRow))
 _LAST_SEQUENCE = select(func.max(EventRow.sequence)).where(EventRow.job_id == bindparam("run_id"))
 
@@ -34,6 +36,8 @@ def append_events(session: Session, run_id: str, events: Sequence[Event]) -> Non
 
 def _row(run_id: str, sequence: int, event: Event) -> dict[str, Any]:
     step = event.data.get("step") if event.type == "train.step" else None
+    if not isinstance(step, int) or not 0 <= step <= LAST_STEP:
+        step = None
     document = event.model_dump(mode="json")
     return {"job_id": run_id, "sequence": sequence, "type": event.type, "step": step, "event": document}
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 
 from service.spec.event import Event
-from service.spec.resources import Job, JobEvent, Run, StepMetrics
+from service.spec.resources import Job, JobEvent, Run, RunKind, StepMetrics
 from service.store.eta import watch_eta
-from service.store.event_log import append_events
+from service.store.event_log import LAST_STEP, append_events
 from service.store.models import EventRow, JobRow, SegmentRow
-from service.store.progress import fold_progress
+from service.store.progress import next_progress
 from service.store.runs import RunTables
-
-LAST_STEP = 2**31 - 1
-"""Steps have no more than so high a number."""
 
 
 class EventTables(RunTables):
@@ -37,7 +35,7 @@ class EventTables(RunTables):
                 row = session.get_one(JobRow, run_id, with_for_update=True)
                 progress, all_events = dict(row.progress), list[Event]()
                 for item in events:
-                    progress, warning = watch_eta(fold_progress(progress, item), item)
+                    progress, warning = watch_eta(next_progress(cast("RunKind", row.kind), progress, item), item)
                     all_events += [item] if warning is None else [item, warning]
                 append_events(session, run_id, all_events)
                 row.progress = progress

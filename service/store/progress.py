@@ -2,15 +2,45 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from service.spec.event import Event
-from service.spec.resources import JobProgress, SweepProgress, TaskProgress
-from service.store.stages import fold_stages
+from service.spec.resources import JobProgress, RunKind, StageState, SweepProgress, TaskProgress
+from service.store.stages import fold_stages, stage_tree
+
+log = logging.getLogger(__name__)
+
+_PROGRESS: dict[RunKind, type[TaskProgress]] = {"job": JobProgress, "sweep": SweepProgress}
+_STAGES = TypeAdapter(list[StageState])
 
 _TASK_FIELDS = ("task", "done", "total", "unit", "eta_s")
 _STEP_FIELDS = ("eta_s", *(set(JobProgress.model_fields) - set(TaskProgress.model_fields)))
 _SWEEP_FIELDS = tuple(set(SweepProgress.model_fields) - set(TaskProgress.model_fields))
+
+
+def next_progress(kind: RunKind, progress: dict[str, Any], event: Event) -> dict[str, Any]:
+    """Progress after one more event; the same where what the event says is none that this version can show.
+
+    A row that cannot be read again would be in the way of every list that it is in.
+
+    Args:
+        kind: of the run.
+        progress: a `JobProgress` or a `SweepProgress` as a dictionary.
+        event: the next one.
+    """
+    folded = fold_progress(progress, event)
+    if folded is progress:
+        return progress
+    try:
+        _PROGRESS[kind].model_validate(folded)
+        _STAGES.validate_python(stage_tree(folded.get("stages", {}), "running"))
+    except ValidationError as error:
+        log.warning("what an event %s says of progress is passed over: %s", event.type, error)
+        return progress
+    return folded
 
 
 def fold_progress(progress: dict[str, Any], event: Event) -> dict[str, Any]:

@@ -248,6 +248,34 @@ def test_one_jobs_trouble_is_not_anothers(
     assert [store.get(Job, item.id).status for item in (job, second)] == ["submitting", "running"]
 
 
+@pytest.mark.parametrize(
+    ("type", "data"),
+    [
+        ("train.step", {"step": 21, "total_steps": 400, "memory_bytes": 0.5}),
+        ("train.step", {"step": 21, "total_steps": 400, "eta_s": 1e300}),
+        ("train.step", {"step": "the first"}),
+        ("stage.progress", {"task": "pack", "done": "many"}),
+        ("stage.finished", {"duration_s": "long"}),
+    ],
+)
+def test_an_event_that_says_nonsense_of_progress_is_kept_and_hides_no_job(
+    store: Store, backend: RecordingBackend, job: Job, type: EventType, data: dict[str, Any]
+) -> None:
+    reconciler = Reconciler(store, backend, max_running_jobs=1, interval_s=60.0)
+    look(reconciler, 2)
+    with EventWriter(RunDirectory(job.run_url), "trainer", 1) as events:
+        events.emit("train.step", stage="train", step=20, total_steps=400, eta_s=60.0)
+        events.emit(type, stage="train", **data)
+        events.emit("job.finished", report="report.json")
+    backend.states[f"{job.id}-a1"] = ("succeeded", "")
+    look(reconciler)
+    done = store.get(Job, job.id)
+    assert done.status == "succeeded"
+    assert done.progress.step in (20, 21)
+    [kept] = [event for event in store.list_events(Job, job.id)[0] if event.type == type and event.data == data]
+    assert kept.stage == "train"
+
+
 def test_cancelling_stops_until_the_cluster_says_so(
     store: Store, reconciler: Reconciler, backend: RecordingBackend, job: Job
 ) -> None:
