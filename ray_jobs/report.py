@@ -30,7 +30,7 @@ def read_events(run: RunDirectory) -> list[Event]:
     filesystem.invalidate_cache(directory)
     if not filesystem.exists(directory):
         return []
-    paths = sorted(path for path in filesystem.ls(directory, detail=False) if path.endswith(".jsonl"))
+    paths = sorted(path for path in filesystem.find(directory) if path.endswith(".jsonl"))
     lines = [line for path in paths for line in filesystem.cat_file(path).splitlines()]
     return [Event.model_validate_json(line) for line in lines]
 

@@ -144,7 +144,7 @@ class Attempts:
                 self._backend.stop(attempt_id)
                 self._follow_lost(run, f"Ray did not start the driver within {self._limits.start_timeout_s:.0f} s")
             return
-        if not self.intake.try_to_take(run):
+        if not self.intake.try_to_take(run, all_groups=True):
             return  # its last word may be among what could not be read
         verdict = self._store.find_verdict(run.id, run.attempt)
         if verdict is None:
@@ -187,7 +187,7 @@ class Attempts:
             reason = f"Ray did not end its driver within {self._limits.stop_timeout_s:.0f} s; it is given up"
         else:
             reason = "its driver has ended"
-        self.intake.try_to_take(run)
+        self.intake.try_to_take(run, all_groups=True)
         verdict = self._store.find_verdict(run.id, run.attempt)
         is_stopped = verdict is None or verdict.data.get("fault") == "infrastructure"
         if run.status == "preempting" and verdict is not None and not is_stopped:

@@ -11,12 +11,15 @@ import uuid
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from service.errors import InvalidSettingsError
 from service.spec.event import EVENTS_DIRECTORY, REPORT_FILE, SPEC_FILE, Event
 from service.spec.sweep_results import REPORT_PAGE_FILE, SWEEP_FILE, SweepResults
+
+_SEGMENT = ".jsonl"
 
 
 def require_writable(runs_url: str) -> None:
@@ -48,14 +51,29 @@ def write_spec(run_url: str, spec: Mapping[str, Any]) -> None:
         filesystem.pipe_file(path, content)
 
 
-def new_segments(run_url: str, known: Collection[str]) -> list[str]:
-    """Names of the event segments that are not known yet, in order of writing."""
+def new_segments(run_url: str, known: Collection[str], since: str = "") -> list[str]:
+    """Names of the event segments that are not known yet, in order of writing.
+
+    Args:
+        run_url: of the run directory.
+        known: those that are.
+        since: the first group, as of `segment_group`, that is looked at; by default all are.
+    """
     filesystem, directory = url_to_fs(f"{run_url}/{EVENTS_DIRECTORY}")
     if not filesystem.exists(directory):
         return []
+    names: list[str] = []
+    for entry in _list(filesystem, directory):
+        if entry.endswith(_SEGMENT):
+            names.append(entry)
+        elif entry >= since:
+            names += [f"{entry}/{name}" for name in _list(filesystem, f"{directory}/{entry}")]
+    return sorted(name for name in names if name.endswith(_SEGMENT) and name not in known)
+
+
+def _list(filesystem: AbstractFileSystem, directory: str) -> list[str]:
     filesystem.invalidate_cache(directory)
-    names = {path.rpartition("/")[2] for path in filesystem.ls(directory, detail=False)}
-    return sorted(name for name in names if name.endswith(".jsonl") and name not in known)
+    return [path.rstrip("/").rpartition("/")[2] for path in filesystem.ls(directory, detail=False)]
 
 
 def read_segment(run_url: str, name: str) -> list[Event]:

@@ -66,6 +66,7 @@ class _Round:
         for job in situation.active:
             self._num_workers[job.project] += job.workers
         self._victims: dict[str, str] = {}
+        self._most_free: dict[int, tuple[int, Resources]] = {}
         self._kept_for: Waiting | None = None
 
     def _take(self, needs: Resources) -> None:
@@ -128,27 +129,44 @@ class _Round:
 
     def _make_room(self, job: Waiting) -> bool:
         """Stop what must give way to a job; False when that would not help."""
-        leaving = [active for active in self._situation.active if active.is_stopping or active.id in self._victims]
-        candidates = [
-            active
-            for active in self._situation.active
-            if active not in leaving
-            and active.is_running
-            and active.priority < job.priority
-            and active.ran_s >= MIN_RUN_S
-        ]
-        candidates.sort(key=lambda active: (active.priority, active.ran_s, active.id))
+        if not self._all_may_suffice(job):
+            return False
+        leaving, candidates = self._leaving(), self._candidates(job.priority)
         chosen: list[Active] = []
         while not self._would_fit(job, [*leaving, *chosen]):
-            if not candidates:
-                return False
             chosen.append(candidates.pop(0))
         for active in list(chosen):  # the first ones may have been too small to help
             fewer = [other for other in chosen if other is not active]
             if self._would_fit(job, [*leaving, *fewer]):
                 chosen = fewer
         self._victims |= {active.id: job.id for active in chosen}
+        self._most_free.clear()
         return True
+
+    def _leaving(self) -> list[Active]:
+        return [active for active in self._situation.active if active.is_stopping or active.id in self._victims]
+
+    def _candidates(self, priority: int) -> list[Active]:
+        """Those that may be asked to give way to such a priority, in the order in which they are."""
+        found = [
+            active
+            for active in self._situation.active
+            if active.is_running
+            and not active.is_stopping
+            and active.id not in self._victims
+            and active.priority < priority
+            and active.ran_s >= MIN_RUN_S
+        ]
+        return sorted(found, key=lambda active: (active.priority, active.ran_s, active.id))
+
+    def _all_may_suffice(self, job: Waiting) -> bool:
+        """Whether there would be room if all went that may be asked to; once for each priority, for queues are long."""
+        if job.priority not in self._most_free:
+            going = [*self._leaving(), *self._candidates(job.priority)]
+            freed = Resources(sum(each.needs.cpus for each in going), sum(each.needs.gpus for each in going))
+            self._most_free[job.priority] = (len(going), freed)
+        slots, freed = self._most_free[job.priority]
+        return self._slots + slots > 0 and (self._free is None or job.needs.fits(self._free.plus(freed)))
 
     def _would_fit(self, job: Waiting, leaving: Sequence[Active]) -> bool:
         free = self._free

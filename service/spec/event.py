@@ -1,6 +1,6 @@
 """What a running job says of itself, and where in the run directory it says it.
 
-A job writes numbered, immutable segments of JSON lines below `events/`; the control plane lists the directory and
+A job writes numbered, immutable segments of JSON lines below `events/`; the control plane lists what is new there and
 ingests each segment exactly once, by name. Nothing is pushed from the cluster, so either side may die and return.
 Several processes of one job write at once (the driver, rank 0 of each worker group), hence the writer's name in a
 segment's name; the leading time makes the names sort in order of writing.
@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 EVENTS_DIRECTORY = "events"
 ALIVE_INTERVAL_S = 60.0
 """A driver that has had nothing to say for so long says that it lives."""
+_GROUP_S = 600
 SPEC_FILE = "spec.json"
 REPORT_FILE = "report.json"
 
@@ -107,5 +108,15 @@ class Event(BaseModel):
 
 
 def segment_name(time_ns: int, writer: str, number: int) -> str:
-    """File name of a segment: sorts by time, unique by (writer, number)."""
-    return f"{time_ns:020d}-{writer}-{number:08d}.jsonl"
+    """Path of a segment below `events/`: sorts by time, unique by (writer, number).
+
+    Segments of the same ten minutes share a directory: who looks for new ones lists the last of those, and not all that
+    a job of a week has written.
+    """
+    start = datetime.fromtimestamp(time_ns // (_GROUP_S * 10**9) * _GROUP_S, UTC)
+    return f"{start:%Y%m%dT%H%M}/{time_ns:020d}-{writer}-{number:08d}.jsonl"
+
+
+def segment_group(name: str) -> str:
+    """Directory of a segment; empty for one of an earlier version, which lies in none."""
+    return name.rpartition("/")[0]

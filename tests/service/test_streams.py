@@ -292,9 +292,11 @@ def test_followers_do_not_keep_the_service_from_stopping(parts: ControlPlane, ke
                 client.open_stream(calls.JOBS.stream_events(job.id, 3, "events"), 20.0) as events,
                 client.open_stream(calls.JOBS.stream_logs(job.id, None), 20.0) as logs,
             ):
+                printed = logs.iter_text()
+                assert "logs of" in next(printed)
                 server.should_exit = True
                 assert list(events.iter_raw()) == [], "no last message: the job goes on"
-                assert "logs of" in "".join(logs.iter_text())
+                assert list(printed) == []
             thread.join(timeout=5)
         assert not thread.is_alive()
 

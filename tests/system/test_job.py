@@ -277,6 +277,28 @@ def test_a_killed_driver_is_followed_by_another_attempt(
     assert_same_weights(exported(system, job.id), exported(system, undisturbed))
 
 
+@pytest.mark.timeout(400)  # two jobs, one of them twice
+def test_a_job_gives_way_to_a_more_urgent_one_and_goes_on_from_its_checkpoint(
+    system: System, undisturbed: str, long_document: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.schedule.decide.MIN_RUN_S", 0.0)
+    long_document["train"]["proofs"] = False
+    job = system.client.jobs.create(JobSpec.model_validate(long_document))
+    workers = system.worker_processes(job.id)
+    system.await_event(job.id, lambda event: event.type == "train.step" and event.data["step"] == 33)
+    urgent_document = long_document | {"train": long_document["train"] | {"max_steps": 1}}
+    urgent = system.client.jobs.create(JobSpec.model_validate(urgent_document), priority=5)
+    system.client.jobs.wait(urgent.id, timeout_s=150)
+    assert not any(worker.is_running() for worker in workers), "they ended, to make room"
+    done = system.client.jobs.wait(job.id, timeout_s=200)
+    assert done.attempt == 2
+    moves = [event.data["new"] for event in system.client.jobs.stream_events(job.id) if event.type == "job.status"]
+    to_running = ["queued", "submitting", "running"]
+    assert moves == [*to_running, "preempting", *to_running, "succeeded"]
+    assert_resumed_from_the_last_checkpoint(system, job.id)
+    assert_same_weights(exported(system, job.id), exported(system, undisturbed))
+
+
 def test_cancelling_frees_every_process_within_ten_seconds(system: System, long_document: dict[str, Any]) -> None:
     long_document["train"]["epochs"] = 50
     job = system.client.jobs.create(JobSpec.model_validate(long_document))

@@ -71,7 +71,9 @@ def test_a_sweep_narrows_down_and_a_killed_driver_runs_no_trial_twice(
 
 
 def _assert_no_step_was_lost_or_left_out(run: Path, trial: Trial) -> None:
-    lines = [line for path in sorted(run.glob(f"trials/{trial.id}/events/*")) for line in path.read_text().splitlines()]
+    lines = [
+        line for path in sorted(run.glob(f"trials/{trial.id}/events/*/*")) for line in path.read_text().splitlines()
+    ]
     events = [Event.model_validate_json(line) for line in lines]
     steps = {event.data["step"] for event in events if event.type == "train.step"}
     assert steps >= set(range(1, trial.steps + 1)), trial.id
