@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock run sweep serve check format test test-fast docs bench bench-peers bench-scale vendor-web clean system-packages
+.PHONY: help install lock run sweep serve check format test test-fast docs bench bench-peers bench-scale vendor-web clean system-packages kubectl image-pins
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,12 @@ lock: ## Pin anew, in a fresh .venv, what pyproject.toml allows today
 	$(BIN)/pip freeze --all --exclude-editable --exclude pip | sed "s/+cpu$$//" > requirements.lock
 	touch $(INSTALLED)
 
+kubectl: $(INSTALLED) ## Fetch the pinned kubectl, which renders the manifests, into .venv
+	$(BIN)/python deploy/kubernetes/get_kubectl.py $(BIN)/kubectl
+
+image-pins: $(INSTALLED) ## Write anew what the images install, from requirements.lock
+	$(BIN)/python deploy/images/pins.py
+
 QUICKSTART_DATA := examples/quickstart-data/written
 
 $(QUICKSTART_DATA): examples/make_quickstart_data.py | $(INSTALLED)
@@ -58,7 +64,9 @@ format: $(INSTALLED) ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Without an index to fetch it from, the machine's own kubectl will do; without any, what it renders is not tested.
 test: $(INSTALLED) ## Run all tests
+	test -x $(BIN)/kubectl || $(MAKE) kubectl || command -v kubectl || echo "no kubectl: tests of manifests are skipped"
 	$(BIN)/pytest
 
 test-fast: $(INSTALLED) ## Run the tests that need no cluster and take seconds
