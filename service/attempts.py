@@ -25,6 +25,7 @@ from typing import Any
 from service.backends.base import AttemptState, Backend, run_and_attempt, submission_id
 from service.errors import BackendRefusedError, BackendUnavailableError, ConflictError, SourceNotFoundError
 from service.intake import Intake
+from service.look_record import LookRecord
 from service.run_reader import write_spec
 from service.spec.event import ALIVE_INTERVAL_S
 from service.spec.resources import JobError, JobEvent, JobStatus, Run
@@ -69,11 +70,15 @@ class Attempts:
         limits: of each attempt.
         resolve: makes of a stored spec what its driver reads.
         clock: for the limits.
+        record: of what was done.
     """
 
-    def __init__(self, store: Store, backend: Backend, limits: Limits, resolve: Resolve, clock: Clock) -> None:
+    def __init__(
+        self, store: Store, backend: Backend, limits: Limits, *, resolve: Resolve, clock: Clock, record: LookRecord
+    ) -> None:
         self._store, self._backend, self._limits, self._resolve = store, backend, limits, resolve
-        self.intake = Intake(store)
+        self._record = record
+        self.intake = Intake(store, record)
         self.stopwatches = Stopwatches(clock)
 
     def step(self, run: Run) -> None:
@@ -167,14 +172,16 @@ class Attempts:
         num_attempts = run.attempt - run.attempts_before
         if num_attempts < self._limits.max_attempts:
             log.warning("%s: %s; starting attempt %d", run.id, reason, run.attempt + 1)
-            self._store.change_status(run, "submitting", attempt=run.attempt + 1, reason=reason)
+            if self._store.change_status(run, "submitting", attempt=run.attempt + 1, reason=reason):
+                self._record.lost_attempts[run.kind] += 1
             return
         error = error or JobError(code="driver_lost", fault="infrastructure", message=reason)
         times = f", {num_attempts} times" if num_attempts > 1 else ""
         self._fail(run, error.model_copy(update={"message": error.message + times}))
 
     def _fail(self, run: Run, error: JobError) -> None:
-        self._store.change_status(run, "failed", error=error)
+        if self._store.change_status(run, "failed", error=error):
+            self._record.failed_runs[run.kind, error.fault] += 1
 
     def _end(self, run: Run) -> None:
         """See that a driver ends: because the run was cancelled, or gives way to another."""

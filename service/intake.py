@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 
+from service.look_record import LookRecord
 from service.run_reader import new_segments, read_segment
 from service.spec.event import segment_group
 from service.spec.resources import Run
@@ -18,10 +19,11 @@ class Intake:
 
     Args:
         store: where the events go.
+        record: of what was taken in.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, record: LookRecord) -> None:
+        self._store, self._record = store, record
         self._known: dict[str, _Known] = {}
 
     def keep(self, run_ids: Collection[str]) -> None:
@@ -46,6 +48,7 @@ class Intake:
         try:
             self._take(run, all_groups=all_groups)
         except Exception:
+            self._record.num_intake_failures += 1
             log.exception("%s: its events could not be taken in; the next try follows", run.id)
             return False
         return True
@@ -62,6 +65,7 @@ class Intake:
                 events = []
             self._store.ingest_segment(run.id, name, events)
             known.add(name)
+            self._record.num_events += len(events)
 
 
 class _Known:

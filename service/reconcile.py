@@ -11,12 +11,12 @@ import logging
 import math
 import threading
 import time
-from dataclasses import dataclass, field
 
 from service.admission import Admission
 from service.attempts import DEFAULT_LIMITS, Attempts, Limits, Resolve
 from service.backends.base import Backend
-from service.errors import BackendUnavailableError
+from service.errors import BackendRefusedError, BackendUnavailableError
+from service.look_record import LookRecord
 from service.spec.resources import ACTIVE_STATUSES, Run
 from service.stopwatches import Clock
 from service.store.store import Store
@@ -25,22 +25,6 @@ log = logging.getLogger(__name__)
 
 _REST = 9.0
 """Times what the last look took: so much is left to those who ask, however often they wake the loop."""
-
-
-@dataclass
-class LookRecord:
-    """What the loop tells of itself, for those who watch over it.
-
-    Attributes:
-        finished_at: when the last look ended, by `time.monotonic`; at first when the loop was made.
-        duration_s: of the last look.
-        num_looks, num_failures: looks so far, and how many of them failed, of the whole or of one run.
-    """
-
-    finished_at: float = field(default_factory=time.monotonic)
-    duration_s: float = 0.0
-    num_looks: int = 0
-    num_failures: int = 0
 
 
 class Reconciler:
@@ -74,7 +58,7 @@ class Reconciler:
         self._unwanted_interval_s = unwanted_interval_s
         self._last_search = -math.inf
         self.record = LookRecord()
-        self._attempts = Attempts(store, backend, limits, resolve, clock)
+        self._attempts = Attempts(store, backend, limits, resolve=resolve, clock=clock, record=self.record)
         self._admission = Admission(store, backend, max_running_jobs, self._attempts.stopwatches)
         self._wake = threading.Event()
         self._stopped = threading.Event()
@@ -143,9 +127,12 @@ class Reconciler:
         They are left by a submit that Ray took after its answer was given up, and by a Ray head that came back.
         """
         try:
-            for attempt_id in self._backend.active():
+            active = self._backend.active()
+            self.record.is_cluster_up = True
+            for attempt_id in active:
                 if not self._attempts.is_wanted(attempt_id):
                     log.warning("%s runs and nobody waits for it; stopping it", attempt_id)
                     self._backend.stop(attempt_id)
         except BackendUnavailableError as error:
+            self.record.is_cluster_up = isinstance(error, BackendRefusedError)
             log.warning("looking for unwanted drivers: %s", error)

@@ -1,8 +1,7 @@
 """`/metrics`: the control plane and what runs on it, for Prometheus.
 
-Read from the store when asked, so a restart forgets nothing, and every replica tells the same of jobs. Requests and the
-reconciler's looks are counted in this process. Job ids are labels of running jobs only: their number is bounded, unlike
-that of all jobs that ever were.
+Requests are measured here; `control_plane_metrics` and `job_metrics` tell the rest. Ids of jobs are labels of running
+ones only: their number is bounded, unlike that of all jobs that ever were.
 
 Anybody on this machine may read it, as an agent beside the service does, and otherwise whoever has a key to the default
 project. With `--open-metrics` all may who reach the port: names and figures of running jobs are told, no data and no
@@ -12,44 +11,24 @@ spec. What a proxy has passed on comes from elsewhere, even when the proxy is on
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from datetime import UTC, datetime
-from importlib.metadata import version
 from ipaddress import ip_address
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
-from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.access import Credentials, KeyedRoute, RequireRole
-from service.api.dependencies import ControlPlane, Parts
+from service.api.control_plane_metrics import ControlPlaneCollector
+from service.api.dependencies import Parts
 from service.api.runs import PROBLEMS
 from service.errors import NotAuthorizedError
 from service.spec.access import DEFAULT_PROJECT
-from service.spec.resources import Job
-from service.store.counts import RunCount
 
 router = APIRouter(tags=["health"], route_class=KeyedRoute)
 
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
 _LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-
-Samples = dict[tuple[str, ...], float]
-"""Values by their labels'."""
-
-_OF_JOB = {
-    "step": "Optimiser steps done",
-    "total_steps": "Optimiser steps in all",
-    "loss": "Nats per trained token, of the last step",
-    "tokens_per_s": "Tokens a second, of the last step",
-    "balance_loss": "Sum over layers, of the last step",
-    "balance_loss_floor": "The same at perfect balance",
-    "model_flops_utilisation": "Operations of the last step, as a share of the peak",
-    "eta_s": "Seconds until the end of the task, in training until the last step",
-}
 
 
 class HttpMetrics:
@@ -99,63 +78,10 @@ class HttpMetrics:
         self._seconds.labels(scope["method"], route).observe(duration_s)
 
 
-class ControlPlaneCollector(Collector):
-    """Reads the store and the reconciler when Prometheus asks.
-
-    Args:
-        parts: of the control plane.
-    """
-
-    def __init__(self, parts: ControlPlane) -> None:
-        self._parts = parts
-
-    def collect(self) -> Iterable[Metric]:
-        """All but the requests."""
-        counts = self._parts.store.counts()
-        yield _gauge("sleddog_info", "The version", ("version",), {(version("sleddog"),): 1})
-        samples: Samples = {(item.kind, item.status): item.num_runs for item in counts}
-        yield _gauge("sleddog_runs", "Jobs and sweeps by status", ("kind", "status"), samples)
-        yield from _queue(counts)
-        yield from self._reconciler()
-        followers = self._parts.event_feed.num_followers
-        yield GaugeMetricFamily("sleddog_followers", "Open streams of events", value=followers)
-        yield from self._running_jobs()
-
-    def _running_jobs(self) -> Iterable[Metric]:
-        running = [run for run in self._parts.store.unfinished(["running"]) if isinstance(run, Job)]
-        for name, text in _OF_JOB.items():
-            samples: Samples = {(job.id, job.name): getattr(job.progress, name) for job in running}
-            known = {labels: value for labels, value in samples.items() if value is not None}
-            yield _gauge(f"sleddog_job_{name}", text, ("job", "name"), known)
-
-    def _reconciler(self) -> Iterable[Metric]:
-        record = self._parts.reconciler.record
-        lag = time.monotonic() - record.finished_at
-        yield GaugeMetricFamily("sleddog_reconcile_lag_seconds", "Since the last look at all jobs ended", value=lag)
-        yield GaugeMetricFamily("sleddog_reconcile_seconds", "The last look at all jobs took", value=record.duration_s)
-        yield CounterMetricFamily("sleddog_reconcile_looks", "Looks at all jobs", value=record.num_looks)
-        yield CounterMetricFamily("sleddog_reconcile_failures", "Looks that failed", value=record.num_failures)
-
-
-def _gauge(name: str, text: str, labels: tuple[str, ...], samples: Samples) -> GaugeMetricFamily:
-    gauge = GaugeMetricFamily(name, text, labels=labels)
-    for label_values, value in samples.items():
-        gauge.add_metric(label_values, value)
-    return gauge
-
-
-def _queue(counts: list[RunCount]) -> Iterable[GaugeMetricFamily]:
-    queued = [item for item in counts if item.status == "queued"]
-    now = datetime.now(UTC)
-    age = max(((now - item.oldest).total_seconds() for item in queued), default=0.0)
-    length = sum(item.num_runs for item in queued)
-    yield GaugeMetricFamily("sleddog_queue_length", "Jobs and sweeps that wait", value=length)
-    yield GaugeMetricFamily("sleddog_queue_age_seconds", "How long the first of them has waited", value=age)
-
-
 def install(app: FastAPI) -> None:
     """Measure an application's requests from now on, into a registry of its own."""
     registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
     app.state.registry = registry
     if app.state.control_plane is not None:
         registry.register(ControlPlaneCollector(app.state.control_plane))

@@ -35,7 +35,10 @@ class EventTables(RunTables):
                 row = session.get_one(JobRow, run_id, with_for_update=True)
                 progress, all_events = dict(row.progress), list[Event]()
                 for item in events:
-                    progress, warning = watch_eta(next_progress(cast("RunKind", row.kind), progress, item), item)
+                    kind = cast("RunKind", row.kind)
+                    progress, warning = watch_eta(next_progress(kind, progress, item), item)
+                    if warning is not None:
+                        progress = next_progress(kind, progress, warning)
                     all_events += [item] if warning is None else [item, warning]
                 append_events(session, run_id, all_events)
                 row.progress = progress

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from service.spec.event import Event
 from service.spec.resources import JobProgress, RunKind, StageState, SweepProgress, TaskProgress
 from service.store.stages import fold_stages, stage_tree
+from service.store.telemetry import fold_telemetry
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ def fold_progress(progress: dict[str, Any], event: Event) -> dict[str, Any]:
         progress: a `JobProgress` or a `SweepProgress` as a dictionary.
         event: the next one.
     """
+    progress = {**progress, "telemetry": fold_telemetry(progress.get("telemetry", {}), event)}
     if (stages := fold_stages(progress.get("stages", {}), event)) is not progress.get("stages"):
         progress = {**progress, "stages": stages}
     if event.type == "stage.started":

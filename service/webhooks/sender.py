@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 
 import httpx
 
@@ -23,6 +25,8 @@ from service.webhooks.signature import signed_headers
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 10.0
+Outcome = Literal["taken", "failed", "left"]
+"""Of a try; one is left when another sender has claimed the message."""
 _CLAIM = timedelta(seconds=60)
 """Longer than any try takes, the resolving of names included."""
 _AT_ONCE = 8
@@ -38,6 +42,9 @@ class WebhookSender:
         allow_private: whether receivers may be in the service's own network.
         interval_s: seconds between two looks when nothing was due.
         timeout_s: for a receiver's answer.
+
+    Attributes:
+        num_tries: since this process began, by their outcome.
     """
 
     def __init__(
@@ -50,6 +57,7 @@ class WebhookSender:
         self._last_cleaning = time.monotonic()
         self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="webhook")
         self._thread = threading.Thread(target=self._loop, name="webhooks", daemon=True)
+        self.num_tries: Counter[Outcome] = Counter()
 
     def start(self) -> None:
         """Begin to send."""
@@ -70,7 +78,7 @@ class WebhookSender:
     def send_due(self) -> int:
         """Try each receiver once that something is due to; returns how many."""
         due = self._store.due_messages(datetime.now(UTC), limit=100)
-        list(self._pool.map(self._send, due))
+        self.num_tries.update(self._pool.map(self._send, due))
         return len(due)
 
     def _loop(self) -> None:
@@ -90,20 +98,21 @@ class WebhookSender:
             self._last_cleaning = time.monotonic()
             self._store.forget_messages(datetime.now(UTC) - _KEPT)
 
-    def _send(self, message: Message) -> None:
+    def _send(self, message: Message) -> Outcome:
         if not self._store.claim(message, datetime.now(UTC) + _CLAIM):
-            return
+            return "left"
         try:
             response = self._post(message)
         except (httpx.HTTPError, InvalidSpecError) as error:
             self._note_failure(message, None, str(error)[:500] or type(error).__name__, 0.0)
-            return
+            return "failed"
         if response.is_success:
             self._store.note_delivered(message, datetime.now(UTC), response.status_code)
-        else:
-            self._note_failure(
-                message, response.status_code, None, parse_retry_after(response.headers.get("retry-after", ""))
-            )
+            return "taken"
+        self._note_failure(
+            message, response.status_code, None, parse_retry_after(response.headers.get("retry-after", ""))
+        )
+        return "failed"
 
     def _post(self, message: Message) -> httpx.Response:
         """The receiver's answer, without its body, which is of no interest and could be endless.

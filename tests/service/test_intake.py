@@ -7,6 +7,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from ray_jobs.run_directory import RunDirectory, write_file
 from service.intake import Intake
+from service.look_record import LookRecord
 from service.spec.event import EVENTS_DIRECTORY, Event, segment_group, segment_name
 from service.spec.job import JobSpec
 from service.spec.resources import Job
@@ -40,12 +41,12 @@ def test_segments_of_all_groups_and_of_an_earlier_version_are_taken_once(store: 
     say(job, "00000000000000000001-a1-driver-00000000.jsonl", "of an earlier version")
     for group in range(3):
         say(job, segment_name(group * TEN_MINUTES_NS, "a1-driver", group), f"group {group}")
-    intake = Intake(store)
+    intake = Intake(store, LookRecord())
     for _ in range(2):
         assert intake.try_to_take(job)
     assert told(store, job) == ["of an earlier version", "group 0", "group 1", "group 2"]
     assert intake.num_taken(job.id) == 4
-    assert Intake(store).try_to_take(job)
+    assert Intake(store, LookRecord()).try_to_take(job)
     assert len(told(store, job)) == 4, "nor by another, which knows them from the store"
 
 
@@ -54,7 +55,7 @@ def test_only_the_newest_groups_are_looked_at_until_all_are_asked_for(
 ) -> None:
     for group in range(20):
         say(job, segment_name(group * TEN_MINUTES_NS, "a1-driver", group), f"group {group}")
-    intake = Intake(store)
+    intake = Intake(store, LookRecord())
     intake.try_to_take(job)
     say(job, segment_name(3 * TEN_MINUTES_NS, "a1-trainer", 0), "late by hours")
     say(job, segment_name(18 * TEN_MINUTES_NS, "a1-trainer", 1), "late by minutes")

@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import JsonValue
+from sqlalchemy import update
 from typer.testing import CliRunner
 
 from service.api.app import create_app
@@ -26,9 +29,11 @@ from service.downsample import largest_triangles
 from service.errors import BackendUnavailableError
 from service.reconcile import Reconciler
 from service.series import build_series
-from service.spec.event import Event
+from service.spec.event import Event, EventType
 from service.spec.job import JobSpec
 from service.spec.resources import Job, StepMetrics
+from service.spec.webhook import WebhookSpec
+from service.store.models import JobRow
 from service.store.store import Store
 from tests.service.recording_backend import RecordingBackend
 
@@ -142,6 +147,12 @@ def scrape(http: TestClient | httpx.Client, **headers: str) -> dict[tuple[str, .
     return {(item.name, *item.labels.values()): item.value for item in samples if "le" not in item.labels}
 
 
+def of_job(name: str, job: Job, **labels: str) -> tuple[str, ...]:
+    """Of a running job's sample, as `scrape` gives it: values in the order of the labels' names."""
+    found = {"job_id": job.id, "name": job.name, "project": job.project, **labels}
+    return (f"sleddog_job_{name}", *(found[label] for label in sorted(found)))
+
+
 def test_prometheus_is_told_of_jobs_the_queue_requests_and_the_reconciler(
     http: TestClient,
     client: Client,
@@ -158,11 +169,12 @@ def test_prometheus_is_told_of_jobs_the_queue_requests_and_the_reconciler(
     told = scrape(http)
     assert told["sleddog_runs", "job", "running"] == 1
     assert told["sleddog_runs", "job", "cancelled"] == 1
-    assert told["sleddog_queue_length",] == 1
-    assert 0 < told["sleddog_queue_age_seconds",] < 60
-    assert told["sleddog_job_step", job.id, "small"] == 2000
-    assert told["sleddog_job_loss", job.id, "small"] == 5.0
-    assert ("sleddog_job_model_flops_utilisation", job.id, "small") not in told, "what is not known is not told"
+    assert told["sleddog_queue_length", "default"] == 1
+    assert 0 < told["sleddog_queue_oldest_wait_seconds", "default"] < 60
+    labels = (job.id, "small", "default")
+    assert told["sleddog_job_step", *labels] == 2000
+    assert told["sleddog_job_loss", *labels] == 5.0
+    assert ("sleddog_job_memory_bytes", *labels) not in told, "what is not known is not told"
     assert told["sleddog_http_requests_total", "GET", "/v1/jobs/{job_id}", "200"] == 1
     assert told["sleddog_http_requests_total", "GET", "/v1/jobs/{job_id}", "404"] == 1
     assert told["sleddog_http_requests_total", "GET", "none", "404"] == 1
@@ -176,6 +188,145 @@ def test_prometheus_is_told_of_jobs_the_queue_requests_and_the_reconciler(
     assert told["sleddog_reconcile_looks_total",] == looks + 1
     assert told["sleddog_reconcile_failures_total",] == failures + 1
     assert told["sleddog_reconcile_lag_seconds",] < 60
+    assert told["sleddog_ray_up",] == 0
+    backend.is_down = False
+    reconciler.reconcile()
+    assert scrape(http)["sleddog_ray_up",] == 1
+
+
+def test_what_a_running_job_measures_is_told_and_ends_with_it(
+    store: Store, spec: JobSpec, reconciler: Reconciler, backend: RecordingBackend, http: TestClient, tmp_path: Path
+) -> None:
+    job, _ = store.create(Job, spec, str(tmp_path / "runs"))
+    reconciler.reconcile()
+    reconciler.reconcile()
+    labels = (job.id, "small", "default")
+    assert scrape(http)[of_job("info", job, stage="start")] == 1
+    begun = scrape(http)["sleddog_job_last_event_timestamp_seconds", *labels]
+    manifest = {
+        "accounting": [
+            {"rows_in": 10, "made": 0, "rows_out": 7, "gone": {"rows_rejected": 1, "held_out": 2}},
+            {"rows_in": 7, "made": 0, "rows_out": 4, "gone": {"held_out": 3}},
+        ],
+        "packing": {"fill": 0.5},
+    }
+    step = {"step": 1, "step_s": 2.0, "data_wait_s": 0.5, "dead_experts_per_layer": [0, 3], "loss": None}
+    taken_at = datetime(2100, 1, 1, tzinfo=UTC)
+    events = [
+        Event(type="stage.finished", stage="prepare", data={"summary": manifest}),
+        Event(type="train.step", stage="train", data=step | {"is_skipped": True, "gradient_norm": None}),
+        Event(type="train.step", stage="train", data=step | {"is_skipped": False, "gradient_norm": 0.5}, time=taken_at),
+        Event(type="job.warning", stage="train", data={"kind": "loss_spike"}),
+        Event(type="eval.routing", stage="evaluate", data={"num_experts": 8}),
+    ]
+    events.append(Event(type="job.alive", time=taken_at + timedelta(hours=1)))
+    store.ingest_segment(job.id, "segment", events)
+    told = scrape(http)
+    assert told["sleddog_job_rows_read", *labels] == 10
+    assert told["sleddog_job_rows_kept", *labels] == 4
+    assert told[of_job("rows_dropped", job, reason="held_out")] == 5
+    assert told["sleddog_job_packing_fill_ratio", *labels] == 0.5
+    assert told["sleddog_job_step_seconds", *labels] == 2.0
+    assert told[of_job("step_phase_seconds", job, phase="data_wait")] == 0.5
+    assert told[of_job("layer_dead_experts", job, layer="1")] == 3
+    assert told["sleddog_job_skipped_steps_total", *labels] == 1
+    assert told["sleddog_job_gradient_norm", *labels] == 0.5
+    assert told[of_job("warnings_total", job, kind="loss_spike")] == 1
+    assert told[of_job("warnings_total", job, kind="eta_slipped")] == 0, "so that a first one is an increase"
+    assert told["sleddog_job_experts", *labels] == 8
+    assert ("sleddog_job_loss", *labels) not in told
+    heard_at = told["sleddog_job_last_event_timestamp_seconds", *labels]
+    assert heard_at == taken_at.timestamp() > begun, "to live is no work"
+    assert sum(job.id in sample for sample in told) <= 60 + 3 * 2
+    backend.states[f"{job.id}-a1"] = ("succeeded", "")
+    store.change_status(store.get(Job, job.id), "succeeded")
+    assert not any(job.id in sample for sample in scrape(http)), "a job that has ended has no series"
+
+
+@pytest.mark.parametrize(
+    ("type", "stage", "data"),
+    [
+        ("stage.finished", "prepare", {"summary": {"accounting": [{"stage": "read"}]}}),
+        ("stage.finished", "prepare", {"summary": "none"}),
+        ("train.step", "train", {"gradient_norm": "high", "dead_experts_per_layer": "none", "step_s": [1]}),
+        ("train.step", "train", {"router_entropy_per_layer": ["high", None, 1.5]}),
+        ("stage.progress", "prepare", {"done": "1", "total": "4"}),
+    ],
+)
+def test_what_an_event_says_amiss_spoils_neither_events_nor_metrics(
+    store: Store, job: Job, http: TestClient, type: EventType, stage: str, data: dict[str, JsonValue]
+) -> None:
+    store.ingest_segment(job.id, "amiss", [Event(type=type, stage=stage, data=data)])
+    assert scrape(http)[of_job("attempt", job)] == 1
+
+
+def test_a_slipped_end_is_counted(store: Store, job: Job, http: TestClient) -> None:
+    slipped = of_job("warnings_total", job, kind="eta_slipped")
+    for number, eta_s in enumerate((1000.0, 9000.0)):
+        data = {"step": 3000 + number, "total_steps": 4000, "eta_s": eta_s}
+        store.ingest_segment(job.id, f"eta-{number}", [Event(type="train.step", stage="train", data=data)])
+    assert scrape(http)[slipped] == 1
+
+
+def test_what_fails_is_counted_once_by_who_can_mend_it(
+    store: Store, spec: JobSpec, reconciler: Reconciler, backend: RecordingBackend, http: TestClient, tmp_path: Path
+) -> None:
+    job, _ = store.create(Job, spec, str(tmp_path / "runs"))
+    reconciler.reconcile()
+    reconciler.reconcile()
+    told = scrape(http)
+    assert told["sleddog_runs_failed_total", "infrastructure", "job"] == told["sleddog_attempts_lost_total", "job"] == 0
+    for attempt in (1, 2, 3):
+        backend.states[f"{job.id}-a{attempt}"] = ("failed", "gone")
+        for _ in range(3):
+            reconciler.reconcile()
+    assert store.get(Job, job.id).status == "failed"
+    told = scrape(http)
+    assert told["sleddog_runs_failed_total", "infrastructure", "job"] == 1
+    assert told["sleddog_runs_failed_total", "user", "job"] == 0
+    assert told["sleddog_attempts_lost_total", "job"] == 2
+
+
+def test_waits_are_by_project_and_begin_anew_when_a_job_gave_way(
+    store: Store, spec: JobSpec, http: TestClient, tmp_path: Path
+) -> None:
+    store.create(Job, spec, str(tmp_path / "runs"))
+    job, _ = store.create(Job, spec, str(tmp_path / "runs"))
+    long_ago = datetime.now(UTC) - timedelta(hours=9)
+    with store._transaction() as session:
+        session.execute(update(JobRow).where(JobRow.id == job.id).values(created_at=long_ago, project_id="research"))
+    told = scrape(http)
+    assert told["sleddog_queue_length", "default"] == told["sleddog_queue_length", "research"] == 1
+    assert told["sleddog_queue_oldest_wait_seconds", "default"] < 60
+    assert told["sleddog_queue_oldest_wait_seconds", "research"] == pytest.approx(9 * 3600, abs=60)
+    with store._transaction() as session:
+        session.execute(update(JobRow).where(JobRow.id == job.id).values(charged_at=datetime.now(UTC)))
+    assert scrape(http)["sleddog_queue_oldest_wait_seconds", "research"] < 60
+
+
+def test_the_outbox_and_its_receivers_are_told(store: Store, parts: ControlPlane, http: TestClient) -> None:
+    opened = replace(parts, allow_private_webhooks=True)
+    webhook, _ = store.create_webhook(WebhookSpec(url="http://127.0.0.1:9/"))
+    store.queue_test(webhook.id)
+    told = scrape(http)
+    assert told["sleddog_webhook_pending_messages",] == told["sleddog_webhook_receivers", "active"] == 1
+    assert 0 < told["sleddog_webhook_overdue_seconds",] < 60
+    opened.webhook_sender.send_due()
+    told = scrape(TestClient(create_app(opened), client=("127.0.0.1", 1)))
+    assert told["sleddog_webhook_receivers", "failing"] == told["sleddog_webhook_tries_total", "failed"] == 1
+    assert told["sleddog_webhook_overdue_seconds",] == 0, "the next try is not due yet"
+    store.disable_webhook(webhook.id, datetime.now(UTC), "gone")
+    told = scrape(http)
+    assert told["sleddog_webhook_pending_messages",] == told["sleddog_webhook_receivers", "failing"] == 0
+    assert told["sleddog_webhook_receivers", "disabled"] == 1
+
+
+def test_the_store_and_its_disk_are_told(store: Store, http: TestClient) -> None:
+    told = scrape(http)
+    assert told["sleddog_store_bytes",] > 10_000
+    assert 0 < told["sleddog_store_ping_seconds",] < 60
+    assert 0 < told["sleddog_disk_free_bytes", "runs"] <= told["sleddog_disk_bytes", "runs"]
+    assert (("sleddog_disk_free_bytes", "store") in told) == store.is_embedded
 
 
 def test_metrics_are_read_here_or_with_a_key_or_when_they_are_open(parts: ControlPlane, url: str, key: str) -> None:
