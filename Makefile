@@ -19,10 +19,16 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-system-packages: ## Install the sandbox for generated code, browser and PostgreSQL of the tests, on Debian or Ubuntu as root
+system-packages: ## Install sandbox, browser, PostgreSQL and Prometheus of the tests, on Debian or Ubuntu as root
 	command -v bwrap > /dev/null || (apt-get update -q && apt-get install -q -y bubblewrap)
 	command -v chromium > /dev/null || (apt-get update -q && apt-get install -q -y chromium)
 	ls /usr/lib/postgresql/*/bin/initdb > /dev/null 2>&1 || (apt-get update -q && apt-get install -q -y postgresql)
+	command -v promtool > /dev/null || (apt-get update -q && $(UNPACK_PROMETHEUS))
+
+# Only the programs, of the package's 19 MB: installed as it is, it starts a daemon on port 9090.
+UNPACK_PROMETHEUS = cd "$$(mktemp -d)" && apt-get download -q prometheus && dpkg-deb --fsys-tarfile prometheus_*.deb \
+	| tar -x -C /usr/local/bin --strip-components=3 ./usr/bin/prometheus ./usr/bin/promtool \
+	&& rm -r "$$PWD"
 
 # The local part of a version, such as +cpu, names a build of one machine's index; the pin must hold on any.
 lock: ## Pin anew, in a fresh .venv, what pyproject.toml allows today
