@@ -150,6 +150,8 @@ def _list_in(holder: Any, key: str) -> list[Any]:
 def _join(holder: Any, key: str, directory: Path) -> None:
     value = _in(holder, key)
     if isinstance(value, str) and "://" not in value and not value.startswith("/"):
+        while value.startswith("../"):  # the service refuses paths that lead up again
+            directory, value = directory.parent, value.removeprefix("../")
         holder[key] = str(directory / value)
 
 

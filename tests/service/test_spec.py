@@ -180,7 +180,10 @@ def test_equal_specs_have_equal_hashes(job_document: dict[str, Any]) -> None:
     assert spec.model_copy(update={"seed": 1}).sha256() != spec.sha256()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("**/*.yaml")), ids=lambda path: path.name)
+SHIPPED = [*sorted((ROOT / "examples").glob("**/*.yaml")), ROOT / "deploy/local-cluster/job.yaml"]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_every_shipped_spec_parses(path: Path) -> None:
     spec = load_sweep(path).base if path.name == "sweep.yaml" else load_spec(path)
     read = [source for source in spec.data.sources if isinstance(source, SourceSpec)]
@@ -222,12 +225,12 @@ def test_spec_files_resolve_paths_against_themselves(tmp_path: Path) -> None:
         [[data.decontaminate.against]]
         name = "b"
         form = "alpaca"
-        uri = "bench.jsonl"
+        uri = "../../bench.jsonl"
         """
     )
     spec = load_spec(tmp_path / "job.toml")
     assert spec.data.decontaminate is not None
-    assert spec.data.decontaminate.against[0].uri == f"file://{tmp_path}/bench.jsonl"
+    assert spec.data.decontaminate.against[0].uri == f"file://{tmp_path.parents[1]}/bench.jsonl"
     assert spec.data.sources[0].uri == f"file://{tmp_path}/rows/*.jsonl"
     assert spec.model.base.model_dump() == {"kind": "checkpoint", "path": f"{tmp_path}/checkpoints/arctic"}
 
