@@ -22,6 +22,8 @@ $(INSTALLED): requirements.lock pyproject.toml
 system-packages: ## Install sandbox, browser, PostgreSQL and Prometheus of the tests, on Debian or Ubuntu as root
 	command -v bwrap > /dev/null || (apt-get update -q && apt-get install -q -y bubblewrap)
 	command -v chromium > /dev/null || (apt-get update -q && apt-get install -q -y chromium)
+	command -v ip > /dev/null || (apt-get update -q && apt-get install -q -y iproute2)
+	command -v curl > /dev/null || (apt-get update -q && apt-get install -q -y curl)
 	ls /usr/lib/postgresql/*/bin/initdb > /dev/null 2>&1 || (apt-get update -q && apt-get install -q -y postgresql)
 	command -v promtool > /dev/null || (apt-get update -q && $(UNPACK_PROMETHEUS))
 
