@@ -72,10 +72,12 @@ format: $(INSTALLED) ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# What starts a cluster fills two cores by itself; the rest does not.
 # Without an index to fetch it from, the machine's own kubectl will do; without any, what it renders is not tested.
 test: $(INSTALLED) ## Run all tests
 	test -x $(BIN)/kubectl || $(MAKE) kubectl || command -v kubectl || echo "no kubectl: tests of manifests are skipped"
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 -m "not ray"
+	$(BIN)/pytest -m ray
 
 test-fast: $(INSTALLED) ## Run the tests that need no cluster and take seconds
 	$(BIN)/pytest -m "not ray and not slow and not postgres"

@@ -15,6 +15,8 @@ import pytest
 from service.backends.local_ray import LocalRay
 
 NUM_CPUS = 3
+TRIED = "tried"
+"""Property of a test that tries many things: what they were, and how many. It is printed at the end of the session."""
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -23,6 +25,21 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         torch = pytest.importorskip("torch")
         if not torch.cuda.is_available():
             pytest.skip("needs a GPU")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was tried, also by tests that have passed, and in other processes."""
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    told = [
+        f"{report.nodeid}: {text}"
+        for report in reports
+        for name, text in getattr(report, "user_properties", ())
+        if name == TRIED and report.when == "call"
+    ]
+    if told:
+        terminalreporter.section("tried")
+        for line in told:
+            terminalreporter.line(line)
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from service.spec.resources import TERMINAL_STATUSES, Job
 from service.store.engine import open_engine
 from service.store.models import JobRow
 from service.store.store import Store
+from tests.conftest import TRIED
 from tests.service.faults.cluster import NUM_STEPS
 from tests.service.faults.control_plane import Place
 
@@ -183,7 +184,7 @@ def test_nothing_is_lost_or_done_twice_wherever_a_control_plane_is_killed(
     job_document: dict[str, Any],
     cluster_url: str,
     listener: socket.socket,
-    capsys: pytest.CaptureFixture[str],
+    record_property: Callable[[str, object], None],
 ) -> None:
     def story(number: int, kills: list[dict[str, Any]]) -> Story:
         directory = tmp_path / str(number)
@@ -211,10 +212,7 @@ def test_nothing_is_lost_or_done_twice_wherever_a_control_plane_is_killed(
         told = story(number, kills)
         num_kills += told.num_kills
         remaining -= told.reached
-    with capsys.disabled():
-        num_troubles = httpx.post(f"{cluster_url}/test/what").json()["num_troubles"]
-        sys.stdout.write(
-            f"\n{len(labels) - len(remaining)} of {len(labels)} kill points tried, {num_kills} kills in {number} runs,"
-            f" {num_troubles} answers of the cluster refused, lost or slow\n"
-        )
+    num_troubles = httpx.post(f"{cluster_url}/test/what").json()["num_troubles"]
+    told = f"{len(labels) - len(remaining)} of {len(labels)} kill points, {num_kills} kills in {number} runs, "
+    record_property(TRIED, f"{told}{num_troubles} answers of the cluster refused, lost or slow")
     assert num_kills > 20

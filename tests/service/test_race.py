@@ -6,7 +6,6 @@ import hashlib
 import os
 import random
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from service.spec.resources import Job
 from service.store import transitions
 from service.store.engine import migrate, open_engine
 from service.store.store import Store
+from tests.conftest import TRIED
 from tests.service.faults.cluster import Cluster, ClusterServer
 from tests.service.test_crash import EXPECTED, told_whole
 
@@ -209,7 +209,7 @@ def test_two_control_planes_agree_whatever_happens(
     template: Path,
     spec: JobSpec,
     happenings: Callable[[World], None],
-    capsys: pytest.CaptureFixture[str],
+    record_property: Callable[[str, object], None],
 ) -> None:
     seen: set[str] = set()
     num_overlaps = 0
@@ -231,9 +231,8 @@ def test_two_control_planes_agree_whatever_happens(
         if happenings is not head_restarts:  # whose orphans live on; the attempt's number tells them apart
             assert world.cluster.overlaps == []
             assert world.cluster.most_alive <= MAX_RUNNING, "no more start than there is room for"
-    with capsys.disabled():
-        told = f"{len(seen)} different interleavings in {SEEDS} runs, {num_overlaps} drivers beside an orphan"
-        sys.stdout.write(f"\n{happenings.__name__}: {told}\n")
+    told = f"{len(seen)} different interleavings in {SEEDS} runs, {num_overlaps} drivers beside an orphan"
+    record_property(TRIED, f"{happenings.__name__}: {told}")
 
 
 def test_a_driver_that_ray_never_starts_is_given_up_with_the_reason(

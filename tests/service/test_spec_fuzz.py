@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,6 +18,7 @@ from service.client.spec_file import load_spec, load_sweep
 from service.spec.base import SpecModel, field_errors
 from service.spec.job import JobSpec
 from service.spec.sweep import SweepSpec
+from tests.conftest import TRIED
 from tests.service.mutations import mutated
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -53,7 +54,7 @@ def faults_of(model: type[SpecModel], document: Any) -> list[str]:
 
 
 def test_every_fault_of_a_changed_spec_names_its_field(
-    job_document: dict[str, Any], sweep_document: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    job_document: dict[str, Any], sweep_document: dict[str, Any], record_property: Callable[[str, object], None]
 ) -> None:
     starts: list[tuple[type[SpecModel], dict[str, Any]]] = [(JobSpec, job_document), (SweepSpec, sweep_document)]
     starts += [
@@ -71,8 +72,7 @@ def test_every_fault_of_a_changed_spec_names_its_field(
             assert field or "" in document, f"{seed}: {json.dumps(document)}"
             assert is_named(document, field), f"{seed}: {field} is not in {json.dumps(document)}"
     assert min(counts["refused"], counts["accepted"]) > NUM_DOCUMENTS / 20, counts
-    with capsys.disabled():
-        sys.stdout.write(f"\n{NUM_DOCUMENTS} documents: {dict(counts)}\n")
+    record_property(TRIED, f"{NUM_DOCUMENTS} documents: {dict(counts)}")
 
 
 @pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
