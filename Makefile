@@ -83,7 +83,7 @@ test-fast: $(INSTALLED) ## Run the tests that need no cluster and take seconds
 	$(BIN)/pytest -m "not ray and not slow and not postgres"
 
 docs: $(INSTALLED) ## Build the site into build/docs, with the reference from the code
-	$(BIN)/python -m sphinx --quiet --fresh-env --nitpicky --fail-on-warning --keep-going -b html docs build/docs
+	$(BIN)/python -m sphinx --quiet --jobs auto --fresh-env --nitpicky --fail-on-warning --keep-going -b html docs build/docs
 	@echo "open build/docs/index.html"
 
 bench: $(INSTALLED) $(QUICKSTART_DATA) ## Measure model, training step and data beside their peers

@@ -5,6 +5,7 @@ The reference is filled in while the pages are read (`scripts/reference`), so it
 
 from __future__ import annotations
 
+import logging
 import sys
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -20,7 +21,7 @@ version = release = version_of("sleddog")
 extensions = ["myst_parser"]
 myst_heading_anchors = 4
 nitpicky = True
-suppress_warnings: list[str] = []
+smartquotes = False
 exclude_patterns = ["conf.py"]
 highlight_language = "text"
 
@@ -34,9 +35,14 @@ html_css_files = ["tables.css"]
 
 def setup(app: Sphinx) -> None:
     """Fill the pages of the reference."""
-    from scripts.reference.pages import fill
 
     def fill_page(_app: Sphinx, _page: str, source: list[str]) -> None:
-        source[0] = fill(source[0])
+        if "<!-- " in source[0]:
+            logging.getLogger("alembic").setLevel(
+                logging.WARNING
+            )  # it tells of its plugins, to a log that Sphinx prints
+            from scripts.reference.pages import fill
+
+            source[0] = fill(source[0])
 
     app.connect("source-read", fill_page)

@@ -1,4 +1,7 @@
-"""Every command of `sleddog` with its arguments and options, from the Typer application itself."""
+"""Every command of `sleddog` with its arguments and options, from the Typer application itself.
+
+Some commands of `sleddog data` hand their options on to the program that reads the data; theirs are that program's.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import typer.main
 
+from ray_jobs.data.command import app as data_app
 from scripts.reference.markdown import code, prose, table, target
 from service.cli import app
 
@@ -20,6 +24,8 @@ def commands() -> Iterator[tuple[tuple[str, ...], Any]]:
 
 
 def _below(path: tuple[str, ...], command: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if command.context_settings.get("ignore_unknown_options"):
+        command = typer.main.get_command(data_app).commands[path[-1]]  # type: ignore[attr-defined]  a group's
     yield path, command
     for name in sorted(getattr(command, "commands", {})):
         yield from _below((*path, name), command.commands[name])
