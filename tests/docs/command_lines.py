@@ -34,7 +34,9 @@ def simple_commands(text: str) -> Iterator[list[str]]:
         except ValueError:  # a quote that goes on in the next line: no command of ours does
             continue
         command: list[str] = []
-        for before, word in zip(["", *words], [*words, ";"], strict=True):
+        for before, word, after in zip(["", *words], [*words, ";"], [*words[1:], ";", ""], strict=True):
+            if word.isdigit() and set(after) & set("<>"):  # as of 2>&1
+                continue
             if set(word) <= _PUNCTUATION:
                 if not set(word) & set("<>"):
                     yield from [command] if command else []

@@ -15,6 +15,8 @@ from service.spec.job import JobSpec
 from service.spec.sweep import SweepSpec
 
 _JOB_FIELDS, _SWEEP_FIELDS = set(JobSpec.model_fields), set(SweepSpec.model_fields)
+_OF_OTHERS = {"apiVersion", "scrape_configs", "groups", "services"}
+"""Fields by which Kubernetes, Prometheus and Docker Compose know theirs."""
 _REQUIRED = {"model": "base", "data": "sources"}
 _SOURCE = {"form": "messages", "uri": "rows.jsonl"}
 
@@ -76,7 +78,7 @@ def block_fault(language: str, text: str, directory: Path, *, is_other: bool) ->
         return f"cannot be parsed: {error}"
     if is_other or language == "toml":
         return None
-    speak_of_specs = [item for item in documents if not (isinstance(item, dict) and "apiVersion" in item)]
+    speak_of_specs = [item for item in documents if not (isinstance(item, dict) and set(item) & _OF_OTHERS)]
     if language == "json":  # most are rows or answers
         speak_of_specs = [item for item in speak_of_specs if isinstance(item, dict) and set(item) & _JOB_FIELDS]
     faults = (spec_fault(item, directory) for item in speak_of_specs)
