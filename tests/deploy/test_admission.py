@@ -1,0 +1,100 @@
+"""Kueue, KubeRay and the nodes take the Ray cluster: what their schemas do not say."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.deploy.rendering import RENDERINGS, Document, one, render
+
+
+def quantity(value: str) -> float:
+    """A number of Kubernetes."""
+    number, unit = re.fullmatch(r"([\d.]+)(m|Ki|Mi|Gi|Ti)?", value).groups()  # type: ignore[union-attr]
+    return float(number) * {"m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}.get(unit, 1)
+
+
+def unadmitted(documents: list[Document]) -> list[str]:
+    """Resources for which Kueue's quota has no room for the head and all workers at once."""
+    cluster = one(documents, "RayCluster", "sleddog-ray")
+    queue = one(documents, "LocalQueue", cluster["metadata"]["labels"]["kueue.x-k8s.io/queue-name"])
+    [group] = one(documents, "ClusterQueue", queue["spec"]["clusterQueue"])["spec"]["resourceGroups"]
+    of_flavor = {
+        flavor["name"]: {item["name"]: quantity(item["nominalQuota"]) for item in flavor["resources"]}
+        for flavor in group["flavors"]
+    }
+    for flavor in of_flavor:
+        one(documents, "ResourceFlavor", flavor)
+    [workers] = cluster["spec"]["workerGroupSpecs"]
+    wanted = (
+        ("sleddog-cpu", 1, cluster["spec"]["headGroupSpec"]["template"]),
+        ("sleddog-h100", workers["maxReplicas"], workers["template"]),
+    )
+    found = []
+    for flavor, count, template in wanted:
+        found += [
+            f"{flavor}: {name}"
+            for name, value in template["spec"]["containers"][0]["resources"]["requests"].items()
+            if name not in group["coveredResources"] or of_flavor[flavor].get(name, 0) < count * quantity(value)
+        ]
+    return found
+
+
+@pytest.mark.parametrize("rendering", [rendering for rendering in RENDERINGS if rendering.startswith("32x8")])
+def test_kueue_has_room_for_the_whole_cluster(rendering: str) -> None:
+    assert unadmitted(render(rendering)) == []
+
+
+def test_a_quota_that_is_too_small_is_noticed() -> None:
+    documents = render("32x8-h100")
+    cluster = one(documents, "RayCluster", "sleddog-ray")["spec"]
+    cluster["workerGroupSpecs"][0]["maxReplicas"] = 33
+    assert unadmitted(documents) == [
+        f"sleddog-h100: {name}"
+        for name in cluster["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["resources"]["requests"]
+    ]
+
+
+def elastic_faults(documents: list[Document]) -> list[str]:
+    """What KubeRay and Kueue refuse beyond their schemas."""
+    cluster = one(documents, "RayCluster", "sleddog-ray")
+    spec, metadata, found = cluster["spec"], cluster["metadata"], []
+    is_elastic = metadata.get("annotations", {}).get("kueue.x-k8s.io/elastic-job") == "true"
+    is_queued = "kueue.x-k8s.io/queue-name" in metadata.get("labels", {})
+    if spec.get("enableInTreeAutoscaling") and is_queued and not is_elastic:
+        found.append("Kueue lets only elastic jobs grow")
+    options = spec.get("gcsFaultToleranceOptions", {})
+    if options.get("backend") == "rocksdb" and options.keys() & {"redisAddress", "redisPassword"}:
+        found.append("Redis beside RocksDB")
+    if options.get("backend") == "redis" and "storage" in options:
+        found.append("a volume beside Redis")
+    groups = (spec["headGroupSpec"], *spec["workerGroupSpecs"])
+    if spec.get("enableInTreeAutoscaling") and any("restartPolicy" in group["template"]["spec"] for group in groups):
+        found.append("autoscaler v2 decides about restarts")
+    return found
+
+
+@pytest.mark.parametrize("rendering", RENDERINGS)
+def test_operators_take_the_cluster(rendering: str) -> None:
+    assert elastic_faults(render(rendering)) == []
+
+
+def test_autoscaling_under_kueue_without_the_annotation_is_noticed() -> None:
+    documents = render("32x8-h100+autoscaling")
+    cluster = one(documents, "RayCluster", "sleddog-ray")
+    assert cluster["spec"]["autoscalerOptions"]["version"] == "v2"
+    del cluster["metadata"]["annotations"]
+    assert elastic_faults(documents) == ["Kueue lets only elastic jobs grow"]
+
+
+def test_a_worker_fits_its_node_and_its_shared_memory() -> None:
+    [group] = one(render("32x8-h100"), "RayCluster", "sleddog-ray")["spec"]["workerGroupSpecs"]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert quantity(limits["cpu"]) <= 192, "vCPUs of a p5.48xlarge"
+    assert quantity(limits["memory"]) <= 2 * 2**40, "memory of it"
+    [shared] = [volume["emptyDir"] for volume in group["template"]["spec"]["volumes"] if volume["name"] == "shm"]
+    assert shared["medium"] == "Memory"
+    assert (
+        int(group["rayStartParams"]["object-store-memory"]) < quantity(shared["sizeLimit"]) < quantity(limits["memory"])
+    )
