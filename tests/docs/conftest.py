@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import fcntl
 import gzip
 import json
+import os
 import socket
 import threading
 import time
@@ -40,10 +42,16 @@ ROW = {"messages": [{"role": "user", "content": "Who pulls?"}, {"role": "assista
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
-    """The site, built once."""
-    target = tmp_path_factory.mktemp("site")
-    done = build(ROOT / "docs", target)
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr[-3000:]
+    """The site, built once, also where several processes of pytest share the tests."""
+    base = tmp_path_factory.getbasetemp()
+    directory = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    target, whole = directory / "site", directory / "site-is-whole"
+    with (directory / "site.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not whole.exists():
+            done = build(ROOT / "docs", target)
+            assert (done.returncode, done.stderr) == (0, ""), done.stderr[-3000:]
+            whole.touch()
     return Site(target)
 
 

@@ -73,7 +73,7 @@ def test_commands_in_blocks_exist() -> None:
         ("echo $(date); sleddog \\\n  keys creat x", "No such command 'creat'"),
         ("sleddog data preview rows.jsonl --form messages --colour", "No such option: --colour"),
         ("sleddog serve --prt 1 2>&1", "No such option: --prt"),
-        ("sleddog serve again 2> log", "unexpected extra argument (again)"),
+        ("sleddog serve again 2> log", "unexpected extra argument(s) (again)"),
         ("make tset", "no target tset"),
         ("python -m moe.upcicle a b", "no module moe.upcicle"),
         ("pytest tests/service/test_nothing.py", "no file tests/service/test_nothing.py"),
