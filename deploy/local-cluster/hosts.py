@@ -22,7 +22,9 @@ from network import Network, NetworkError
 HEAD = "head"
 _DASHBOARD_PORT, _GCS_PORT = 8265, 6379
 _OBJECT_STORE_BYTES = 128 * 2**20
-_START_TIMEOUT_S = 180.0
+_START_TIMEOUT_S = 300.0
+_LOOK_S = 1.0
+"""Between two looks at what starts: a look searches all of the machine's processes, which then wait."""
 _TRAINING_WORKER = b"ray::RayTrainWorker"
 
 _PATIENCE = {"RAY_raylet_start_wait_time_s": "120"}
@@ -99,7 +101,7 @@ class Hosts:
                     raise NetworkError(f"Ray ended on {host}:\n{self._log(host).read_text()[-2000:]}")
             if time.monotonic() > deadline:
                 raise NetworkError(f"Ray is not up on {', '.join(hosts)}; its logs lie in {self.directory}")
-            time.sleep(0.2)
+            time.sleep(_LOOK_S)
 
     def nodes(self) -> dict[str, dict[str, Any]] | None:
         """What the head says of each host that it believes to be alive; None when it does not answer."""

@@ -11,12 +11,13 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.system.several_hosts import NUM_STEPS, Reader, reading
+from tests.system.several_hosts import NUM_STEPS, Reader, reading, tool
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -72,6 +73,7 @@ def test_the_guide_loses_hosts_and_no_work(reader: Reader) -> None:
     status = reader.follow("cluster up")
     addresses = {row(status, host)[0] for host in ("head", "host1", "host2", "host3")}
     assert len(addresses) == 4
+    assert len(traces(reader.cluster)) > 5 + 1 + 4, "namespaces, a link, Ray on each host"
     status = reader.follow("cluster status")
     hosts = [host for host in ("host1", "host2", "host3") if row(status, host)[-1] == "1"]
     assert len(hosts) == 2, "each worker is on a host of its own"
@@ -111,3 +113,50 @@ def assert_each_step_was_done(events: list[dict[str, Any]], report: dict[str, An
     assert taken == list(range(1, NUM_STEPS + 1))
     assert (report["steps"], report["restarts"]) == (NUM_STEPS, 2)
     assert json.dumps(report["warnings"]).count("workers_restarted") == 2
+
+
+def told(*starts: int, stops: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Events of workers that start from some steps, and are lost after others."""
+    events: list[dict[str, Any]] = []
+    for start, stop in zip(starts, stops, strict=True):
+        workers = [{"node_id": "a"}, {"node_id": "b"}]
+        events.append({"type": "train.started", "data": {"start_step": start, "workers": workers}})
+        events += [{"type": "train.step", "data": {"step": step}} for step in range(start + 1, stop + 1)]
+    return events
+
+
+def test_a_step_that_is_missing_or_done_out_of_turn_is_seen() -> None:
+    restarted = [{"kind": "workers_restarted"}] * 2
+    report = {"steps": NUM_STEPS, "restarts": 2, "warnings": restarted}
+    right = told(0, 20, 40, stops=(25, 48, NUM_STEPS))
+    assert_each_step_was_done(right, report)
+    one_host = deepcopy(right)
+    one_host[0]["data"]["workers"][1]["node_id"] = "a"
+    twice = [*right[:5], *right[4:]]
+    passed_over = told(0, 30, 40, stops=(25, 48, NUM_STEPS))
+    from_the_start = told(0, 0, 0, stops=(25, 48, NUM_STEPS))
+    two_groups_at_once = [*right, {"type": "train.step", "data": {"step": 26}}]
+    for wrong in (right[:-1], right[:5] + right[6:], twice, passed_over, from_the_start, one_host, two_groups_at_once):
+        with pytest.raises(AssertionError):
+            assert_each_step_was_done(wrong, report)
+    with pytest.raises(AssertionError):
+        assert_each_step_was_done(right, report | {"restarts": 1})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["cut", "host1"], "there is no cluster"),
+        (["status"], "there is no cluster"),
+        (["up", "--name", "Too-Long-A-Name"], "is no name for a cluster"),
+    ],
+)
+def test_the_tool_says_what_it_cannot_do(arguments: list[str], message: str) -> None:
+    done = tool(*arguments, *(() if "--name" in arguments else ("--name", f"n{os.getpid()}")))
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_taking_away_what_is_not_there_is_no_fault() -> None:
+    assert tool("down", "--name", f"n{os.getpid()}").returncode == 0
