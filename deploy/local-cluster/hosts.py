@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ HEAD = "head"
 _DASHBOARD_PORT, _GCS_PORT = 8265, 6379
 _OBJECT_STORE_BYTES = 128 * 2**20
 _START_TIMEOUT_S = 300.0
+_MAX_STARTS = 3
 _LOOK_S = 1.0
 """Between two looks at what starts: a look searches all of the machine's processes, which then wait."""
 _TRAINING_WORKER = b"ray::RayTrainWorker"
@@ -91,14 +93,19 @@ class Hosts:
     def await_ray(self, hosts: list[str]) -> None:
         """Wait until the head answers and has these hosts, itself among them or not.
 
+        Ray gives up by itself on a machine that is too busy, and is started again, as on any supervised host.
+
         Raises:
-            NetworkError: not in time, or Ray has ended on one of them.
+            NetworkError: not in time, or Ray ends again and again.
         """
-        deadline = time.monotonic() + _START_TIMEOUT_S
+        deadline, num_starts = time.monotonic() + _START_TIMEOUT_S, Counter(hosts)
         while not set(hosts) <= set(self.nodes() or {}):
             for host in hosts:
                 if not self._network.processes(host):
-                    raise NetworkError(f"Ray ended on {host}:\n{self._log(host).read_text()[-2000:]}")
+                    if num_starts[host] == _MAX_STARTS:
+                        raise NetworkError(f"Ray ends on {host}:\n{self._log(host).read_text()[-2000:]}")
+                    num_starts[host] += 1
+                    self.start_ray(host)
             if time.monotonic() > deadline:
                 raise NetworkError(f"Ray is not up on {', '.join(hosts)}; its logs lie in {self.directory}")
             time.sleep(_LOOK_S)

@@ -11,10 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import yaml
 
 from service.client.client import Client
@@ -65,7 +66,13 @@ class Shell:
         return printed.decode().removesuffix("<done>\n")
 
     def close(self) -> None:
+        """With what it started and did not end."""
+        started = psutil.Process(self._process.pid).children(recursive=True)
         self._process.kill()
+        for process in started:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(started)
         self._process.communicate()
 
 
