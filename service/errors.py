@@ -163,6 +163,13 @@ class BackendRefusedError(BackendUnavailableError):
     code = "backend_refused"
 
 
+class DatabaseUnavailableError(SleddogError, ConnectionError):
+    """The database does not answer."""
+
+    code = "database_unavailable"
+    fault = "infrastructure"
+
+
 class NotAuthenticatedError(SleddogError, PermissionError):
     """No API key, or a wrong one."""
 

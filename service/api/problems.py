@@ -40,7 +40,6 @@ _STATUS_OF: dict[type[SleddogError], HTTPStatus] = {
     NotAuthorizedError: HTTPStatus.FORBIDDEN,
     NotFoundError: HTTPStatus.NOT_FOUND,
     ConflictError: HTTPStatus.CONFLICT,
-    NotReadyError: HTTPStatus.CONFLICT,
     RateLimitedError: HTTPStatus.TOO_MANY_REQUESTS,
     InvalidDatasetError: HTTPStatus.UNPROCESSABLE_ENTITY,
     InvalidSpecError: HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -88,7 +87,8 @@ def _answer(
 
 def _sleddog_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, SleddogError)
-    status = _STATUS_OF.get(type(error), HTTPStatus.INTERNAL_SERVER_ERROR)
+    known = (_STATUS_OF[kind] for kind in type(error).__mro__ if kind in _STATUS_OF)
+    status = next(known, HTTPStatus.INTERNAL_SERVER_ERROR)
     errors = [FieldProblem(field=error.field, message=error.message)] if error.field else []
     headers = {"WWW-Authenticate": "Bearer"} if status == HTTPStatus.UNAUTHORIZED else {}
     if isinstance(error, NotReadyError):

@@ -13,10 +13,10 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, select, text
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.orm import Session
 
-from service.errors import InvalidSettingsError, SchemaError
+from service.errors import DatabaseUnavailableError, InvalidSettingsError, SchemaError
 from service.spec.access import DEFAULT_PROJECT
 from service.store.audit_row import INSERT_AUDIT, audit_row
 from service.store.principal import Principal
@@ -70,8 +70,10 @@ def migrate(engine: Engine) -> str:
         The schema's version from now on.
 
     Raises:
+        DatabaseUnavailableError: the database does not answer.
         SchemaError: it is newer than this version of Sleddog.
     """
+    _require_reachable(engine)
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     known = ScriptDirectory.from_config(config)
@@ -87,8 +89,10 @@ def require_current_schema(engine: Engine) -> None:
     """Refuse a database that is not as this version of Sleddog needs it.
 
     Raises:
+        DatabaseUnavailableError: it does not answer.
         SchemaError: its schema is older, or newer; the message says what to do.
     """
+    _require_reachable(engine)
     known = ScriptDirectory(str(MIGRATIONS))
     head = known.get_current_head()
     with engine.connect() as connection:
@@ -98,6 +102,13 @@ def require_current_schema(engine: Engine) -> None:
             f"the database's schema is {found or 'empty'}, and this version of Sleddog needs {head}: "
             "run `sleddog migrate` with the same --database-url, once, while no older version is running"
         )
+
+
+def _require_reachable(engine: Engine) -> None:
+    try:
+        engine.connect().close()
+    except OperationalError as error:
+        raise DatabaseUnavailableError(f"the database does not answer: {error.orig}") from None
 
 
 def _require_known(connection: Connection, known: ScriptDirectory) -> str | None:

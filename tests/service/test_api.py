@@ -15,6 +15,7 @@ from service.api.app import assemble, create_app, open_backend, open_store
 from service.api.dependencies import ControlPlane
 from service.client.client import Client
 from service.errors import (
+    BackendRefusedError,
     ConflictError,
     InvalidSettingsError,
     InvalidSpecError,
@@ -26,6 +27,7 @@ from service.reconcile import Reconciler
 from service.serve import ensure_first_key
 from service.settings import Settings
 from service.spec.job import JobSpec
+from service.spec.resources import Job
 from service.store.models import Base, JobRow
 from service.store.store import Store
 from tests.conftest import set_at
@@ -269,3 +271,17 @@ def test_a_data_directory_has_one_local_head(tmp_path: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(ConflictError, match="a service already runs on"), open_backend(Settings(tmp_path)):
             pass
+
+
+def test_an_error_is_answered_like_the_nearest_one_that_has_a_status(
+    http: TestClient, store: Store, spec: JobSpec, backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, _ = store.create(Job, spec, "/runs")
+    store.change_status(job, "submitting", attempt=1)
+
+    def refuse(_submission_id: str) -> str:
+        raise BackendRefusedError("not now")
+
+    monkeypatch.setattr(backend, "logs", refuse)
+    answer = http.get(f"/v1/jobs/{job.id}/logs")
+    assert (answer.status_code, answer.json()["code"]) == (503, "backend_refused")

@@ -78,6 +78,16 @@ def test_a_schema_of_another_version_is_told(engine: Engine) -> None:
             check(engine)
 
 
+@pytest.mark.parametrize("command", ["migrate", "serve"])
+def test_a_database_that_is_not_there_is_told_in_one_line(tmp_path: Path, command: str) -> None:
+    nowhere = "postgresql://me:not-to-be-shown@127.0.0.1:1/sleddog"
+    result = runner.invoke(app, [command, "--database-url", nowhere, "--data-dir", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "sleddog: the database does not answer: connection" in result.output
+    assert "not-to-be-shown" not in result.output
+    assert "Traceback" not in result.output
+
+
 def test_an_embedded_database_migrates_itself(tmp_path: Path) -> None:
     with closing(open_store(Settings(tmp_path / "data"))) as store:
         require_current_schema(store._engine)

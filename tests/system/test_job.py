@@ -277,7 +277,7 @@ def test_a_killed_driver_is_followed_by_another_attempt(
     assert_same_weights(exported(system, job.id), exported(system, undisturbed))
 
 
-@pytest.mark.timeout(400)  # two jobs, one of them twice
+@pytest.mark.timeout(600)  # two jobs, one of them started twice
 def test_a_job_gives_way_to_a_more_urgent_one_and_goes_on_from_its_checkpoint(
     system: System, undisturbed: str, long_document: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
