@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from service.spec.event import Event
 from service.spec.resources import JobProgress, RunKind, StageState, SweepProgress, TaskProgress
@@ -32,13 +32,11 @@ def next_progress(kind: RunKind, progress: dict[str, Any], event: Event) -> dict
         progress: a `JobProgress` or a `SweepProgress` as a dictionary.
         event: the next one.
     """
-    folded = fold_progress(progress, event)
-    if folded is progress:
-        return progress
     try:
+        folded = fold_progress(progress, event)
         _PROGRESS[kind].model_validate(folded)
         _STAGES.validate_python(stage_tree(folded.get("stages", {}), "running"))
-    except ValidationError as error:
+    except (ValueError, TypeError, ArithmeticError) as error:  # pydantic's are ValueErrors
         log.warning("what an event %s says of progress is passed over: %s", event.type, error)
         return progress
     return folded

@@ -254,6 +254,7 @@ def test_one_jobs_trouble_is_not_anothers(
         ("train.step", {"step": 21, "total_steps": 400, "memory_bytes": 0.5}),
         ("train.step", {"step": 21, "total_steps": 400, "eta_s": 1e300}),
         ("train.step", {"step": "the first"}),
+        ("train.step", {"step": 21, "total_steps": 400, "router_entropy_per_layer": [10**400]}),
         ("stage.progress", {"task": "pack", "done": "many"}),
         ("stage.finished", {"duration_s": "long"}),
     ],
