@@ -14,6 +14,8 @@ import pytest
 
 from service.backends.local_ray import LocalRay
 
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it, and the commands would print as narrowly for the whole session
+
 NUM_CPUS = 3
 TRIED = "tried"
 """Property of a test that tries many things: what they were, and how many. It is printed at the end of the session."""

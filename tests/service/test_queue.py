@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,9 @@ def clock() -> Clock:
 
 @pytest.fixture
 def look(store: Store, backend: RecordingBackend, clock: Clock) -> Callable[[], None]:
-    """One look of a control plane with room for two jobs."""
-    reconciler = Reconciler(
-        store, backend, max_running_jobs=2, interval_s=60.0, limits=Limits(backoff_s=0.0), clock=clock
-    )
+    """One look of a control plane with room for two jobs, whose drivers may say nothing for as long as they like."""
+    limits = Limits(backoff_s=0.0, silence_timeout_s=math.inf)
+    reconciler = Reconciler(store, backend, max_running_jobs=2, interval_s=60.0, limits=limits, clock=clock)
 
     def look() -> None:
         for _ in range(3):
