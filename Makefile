@@ -109,4 +109,4 @@ bench-scale: $(INSTALLED) ## Prepare EXAMPLES (100000) of TOKENS_PER_EXAMPLE (30
 	$(BIN)/python benchmarks/data/pipeline.py --examples $(EXAMPLES) --tokens-per-example $(TOKENS_PER_EXAMPLE) $(FLAGS)
 
 clean: ## Remove what was made here, the installed packages too
-	rm -rf .venv .sleddog examples/quickstart-data
+	rm -rf .venv .sleddog build examples/quickstart-data

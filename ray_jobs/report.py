@@ -27,7 +27,7 @@ from service.spec.job import JobSpec
 def read_events(run: RunDirectory) -> list[Event]:
     """All events of a run, in order of writing; none where it has not begun."""
     filesystem, directory = url_to_fs(run.join(EVENTS_DIRECTORY))
-    filesystem.invalidate_cache(directory)
+    filesystem.invalidate_cache()  # of the directory below, too
     if not filesystem.exists(directory):
         return []
     paths = sorted(path for path in filesystem.find(directory) if path.endswith(".jsonl"))

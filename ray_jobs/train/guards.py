@@ -12,26 +12,15 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Literal
 
 from torch import Tensor
 
 from ray_jobs.train.checkpoint import TrainingState
 from ray_jobs.train.expert_load import collapse, effective_experts, max_over_mean
 from service.errors import NonFiniteLossError
+from service.spec.event import WarningKind
 from service.spec.train import TrainSpec
 
-WarningKind = Literal[
-    "step_skipped",
-    "loss_spike",
-    "dead_experts",
-    "router_collapse",
-    "checkpoint_delayed",
-    "checkpoint_left_out",
-    "checkpoint_damaged",
-    "workers_restarted",
-    "tracker_failed",
-]
 _LEVEL_STEPS = 10
 """A loss is compared with the median of so many before it; there is no warning until there are as many."""
 _CHANGE_STEPS = 50

@@ -42,13 +42,13 @@ from ray_jobs.train.clock import StepClock
 from ray_jobs.train.cursor import check_cursor, data_cursor
 from ray_jobs.train.engine import TrainingStep, balancing, build_engine, expert_parallel_group
 from ray_jobs.train.export import committed_step, export
-from ray_jobs.train.guards import Guards, WarningKind, require_progress
+from ray_jobs.train.guards import Guards, require_progress
 from ray_jobs.train.proofs import Proof, prove, prove_step_count, require
 from ray_jobs.train.resume import Resumed, resume
 from ray_jobs.train.schedule import learning_rate
 from ray_jobs.train.step import TakenStep, take_step
 from ray_jobs.train.utilisation import frozen_bytes, worker_peak_flops
-from service.spec.event import EventType, Stage
+from service.spec.event import EventType, Stage, WarningKind
 from service.spec.job import JobSpec
 
 if TYPE_CHECKING:

@@ -9,26 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, get_args
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from service.spec.event import WarningKind
 from service.store.counts import RunningJob
 
 LABELS = ("job_id", "name", "project")
-WARNING_KINDS = (
-    "step_skipped",
-    "loss_spike",
-    "dead_experts",
-    "router_collapse",
-    "checkpoint_delayed",
-    "checkpoint_left_out",
-    "checkpoint_damaged",
-    "workers_restarted",
-    "tracker_failed",
-    "eta_slipped",
-)
-"""Each is told from the start, as 0: of a counter that begins with 1 Prometheus sees no increase."""
 _PHASES = ("data_wait", "forward", "backward", "optimizer")
 
 Telling = Iterator[tuple[tuple[str, ...], object]]
@@ -168,5 +156,5 @@ def _skipped(job: RunningJob) -> Telling:
 
 def _warnings(job: RunningJob) -> Telling:
     told = _at(job, "telemetry", "warnings")
-    for kind in WARNING_KINDS:
+    for kind in get_args(WarningKind):  # each from the start, as 0: of one that begins with 1 no increase is seen
         yield (kind,), told.get(kind, 0)

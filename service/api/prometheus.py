@@ -18,14 +18,14 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.access import Credentials, KeyedRoute, RequireRole
+from service.api.access import Credentials, RequireRole
 from service.api.control_plane_metrics import ControlPlaneCollector
 from service.api.dependencies import Parts
 from service.api.runs import PROBLEMS
 from service.errors import NotAuthorizedError
 from service.spec.access import DEFAULT_PROJECT
 
-router = APIRouter(tags=["health"], route_class=KeyedRoute)
+router = APIRouter(tags=["health"])
 
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
 _LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)

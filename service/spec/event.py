@@ -47,6 +47,20 @@ EventType = Literal[
     "job.finished",
 ]
 
+WarningKind = Literal[
+    "step_skipped",
+    "loss_spike",
+    "dead_experts",
+    "router_collapse",
+    "checkpoint_delayed",
+    "checkpoint_left_out",
+    "checkpoint_damaged",
+    "workers_restarted",
+    "tracker_failed",
+    "eta_slipped",
+]
+"""Of a `job.warning`. The last one is the control plane's, which compares what it is told; the others are the job's."""
+
 
 class Event(BaseModel):
     """One thing that happened in a job.
@@ -76,7 +90,7 @@ class Event(BaseModel):
             `backward_s`, `optimizer_s` and `data_wait_s` (of `step_s`, on worker 0), `memory_bytes` (most of any
             worker), `model_flops`, `model_flops_unfrozen` (if nothing was frozen), `model_flops_utilisation`, and
             others that readers may ignore. `docs/metrics.md` has them all.
-        job.warning: `kind` (`ray_jobs.train.guards.WarningKind`); the event's `message` says what; the job goes on.
+        job.warning: `kind` (a `WarningKind`); the event's `message` says what; the job goes on.
             Of the kind `eta_slipped` it is the control plane's, with `told` and `expected`, when training is to end,
             and `late_s`.
         checkpoint.saved: `step`, `path` (below the run's `checkpoints/`; only the newest ones are kept).

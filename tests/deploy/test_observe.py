@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 import shutil
@@ -17,7 +16,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.observe.dashboards import DASHBOARDS, DIRECTORY, texts
 from deploy.observe.panels import Dashboard, Panel, render
-from service.api.job_metrics import WARNING_KINDS
 from service.spec.job import JobSpec
 from tests.deploy.observed import Observed, fill, observed_in, read_metrics
 from tests.deploy.prometheus_server import PrometheusServer, prometheus_scraping, promtool
@@ -254,13 +252,6 @@ def test_each_alert_has_what_people_need_and_a_runbook() -> None:
         assert (ROOT / notes["runbook_url"]).is_file(), notes["runbook_url"]
     linked = {Path(rule["annotations"]["runbook_url"]).name for rule in alert_rules()}
     assert linked == {path.name for path in RUNBOOKS.glob("*.md")} - {"index.md"}
-
-
-def test_warnings_are_counted_of_every_kind() -> None:
-    tree = ast.parse((ROOT / "ray_jobs" / "train" / "guards.py").read_text())  # to import it loads PyTorch
-    [kinds] = [node.value for node in tree.body if isinstance(node, ast.Assign) and "WarningKind" in ast.dump(node)]
-    told = {node.value for node in ast.walk(kinds) if isinstance(node, ast.Constant)}
-    assert set(WARNING_KINDS) == {*told, "eta_slipped"}
 
 
 def test_grafana_is_given_the_data_source_and_the_dashboards() -> None:

@@ -13,7 +13,6 @@ import typer
 import typer.main
 from pydantic import BaseModel
 
-from ray_jobs.train.guards import WarningKind
 from scripts.reference.markdown import target
 from scripts.reference.pages import fill
 from service import errors
@@ -21,7 +20,7 @@ from service.cli import app
 from service.client.client import AsyncClient
 from service.client.jobs import AsyncJobs
 from service.client.sweeps import AsyncSweeps
-from service.spec.event import EventType
+from service.spec.event import EventType, WarningKind
 from service.spec.job import JobSpec
 from service.spec.plan import PlanRequest
 from service.spec.sweep import SweepSpec
