@@ -7,7 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +57,21 @@ class PrometheusServer:
         found: list[dict[str, Any]] = self.get("query", query=expr)["result"]
         return found
 
+    def await_ready(self) -> None:
+        """Wait until it answers: its port opens late, and it says 503 until it has read its storage."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            with suppress(httpx.TransportError):
+                if self._http.get("/-/ready").is_success:
+                    return
+            time.sleep(0.1)
+        raise AssertionError(f"Prometheus is not ready after {START_TIMEOUT_S:.0f} s")
+
     def await_samples(self, series: str, number: int) -> None:
         """Wait until a series has so many samples."""
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
-            try:
-                counted = self.query(f"count_over_time({series}[1h])")
-            except httpx.TransportError:
-                counted = []  # it has not opened its port yet
+            counted = self.query(f"count_over_time({series}[1h])")
             if counted and float(counted[0]["value"][1]) >= number:
                 return
             time.sleep(0.2)
@@ -106,6 +113,7 @@ def prometheus_scraping(configuration: Path, target: str, directory: Path) -> It
         )
     server = PrometheusServer(f"http://{address}")
     try:
+        server.await_ready()
         yield server
     finally:
         server.close()
