@@ -37,7 +37,7 @@ lock: ## Pin anew, in a fresh .venv, what pyproject.toml allows today
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check "setuptools>=77"
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[server,cluster,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[server,cluster,s3,dev]"
 	$(BIN)/pip freeze --all --exclude-editable --exclude pip | sed "s/+cpu$$//" > requirements.lock
 	touch $(INSTALLED)
 

@@ -10,8 +10,8 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
 RUN python -m venv /opt/sleddog
 ENV PATH=/opt/sleddog/bin:$PATH
-COPY deploy/images/control-plane.txt deploy/images/s3.txt ./
-RUN pip install --no-deps --only-binary :all: -r control-plane.txt -r s3.txt
+COPY deploy/images/control-plane.txt ./
+RUN pip install --no-deps --only-binary :all: -r control-plane.txt
 COPY LICENSE README.md pyproject.toml ./
 COPY moe moe
 COPY ray_jobs ray_jobs

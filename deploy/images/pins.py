@@ -1,8 +1,8 @@
 """Writes what the images install: the part of `requirements.lock` that their extras of `sleddog` draw in.
 
 The images get no version of their own: each line here is the lock's, so that what is tested is what ships. Which lines
-are needed is read from the metadata of the installed packages; no index is asked. `s3.txt` and `cuda.txt` hold what the
-lock does not have and are kept by hand; a package that is pinned there is left out here.
+are needed is read from the metadata of the installed packages; no index is asked. `cuda.txt` holds what the lock does
+not have and is kept by hand; a package that is pinned there is left out here.
 
     python deploy/images/pins.py            # write control-plane.txt and cluster.txt
     python deploy/images/pins.py --check    # fail if they are not what would be written
@@ -22,8 +22,8 @@ from packaging.utils import canonicalize_name
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-EXTRAS: Mapping[str, tuple[str, ...]] = {"control-plane": ("server", "postgres"), "cluster": ("cluster",)}
-BY_HAND = ("s3", "cuda")
+EXTRAS: Mapping[str, tuple[str, ...]] = {"control-plane": ("server", "postgres", "s3"), "cluster": ("cluster", "s3")}
+BY_HAND = ("cuda",)
 BUILD = ("setuptools", "wheel")
 """What makes a wheel of `sleddog` itself; needed in every image's build stage, pinned as all else."""
 

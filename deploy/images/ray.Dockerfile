@@ -25,10 +25,10 @@ RUN apt-get update \
 WORKDIR /build
 RUN python3.11 -m venv /opt/sleddog
 ENV PATH=/opt/sleddog/bin:$PATH
-COPY deploy/images/cluster.txt deploy/images/cuda.txt deploy/images/s3.txt ./
+COPY deploy/images/cluster.txt deploy/images/cuda.txt ./
 # DeepSpeed is built from source, by the PyTorch that it will run with, which must be there first.
 RUN grep -v '^deepspeed==' cluster.txt > without-deepspeed.txt \
- && pip install --no-deps --only-binary :all: -r without-deepspeed.txt -r cuda.txt -r s3.txt
+ && pip install --no-deps --only-binary :all: -r without-deepspeed.txt -r cuda.txt
 RUN grep '^deepspeed==' cluster.txt > deepspeed.txt \
  && DS_BUILD_OPS=0 DS_BUILD_UTILS=1 DS_BUILD_FUSED_ADAM=1 TORCH_CUDA_ARCH_LIST="$CUDA_ARCHITECTURES" \
     pip install --no-deps --no-build-isolation -r deepspeed.txt

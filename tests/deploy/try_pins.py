@@ -25,7 +25,7 @@ def main(directory: Path) -> None:
     venv.create(directory / "venv", with_pip=True)
     python, source = directory / "venv" / "bin" / "python", directory / "source"
     pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
-    pinned = [word for name in ("control-plane", "s3") for word in ("-r", str(IMAGES / f"{name}.txt"))]
+    pinned = ["-r", str(IMAGES / "control-plane.txt")]
     subprocess.run([*pip, "install", "--no-deps", "--only-binary", ":all:", *pinned], check=True)
     source.mkdir()
     for name in copied((IMAGES / "control-plane.Dockerfile").read_text()):
