@@ -28,7 +28,7 @@ def load_or_none(source: Path, instead: str, flags: tuple[str, ...] = ()) -> cty
     """The compiled library; where it cannot be had, None and a warning in the log.
 
     Args:
-        source: a C++ file with `extern "C"` functions.
+        source: a C++ file with `extern "C"` functions; what it includes of its own lies beside it.
         instead: for the warning: what is done without the library, and at what cost.
         flags: for the compiler, beside the usual.
     """
@@ -67,8 +67,9 @@ def cache_directory() -> Path:
 
 
 def _identity(command: list[str], source: Path) -> str:
-    """Hash of source, flags, compiler and processor."""
-    parts = [source.read_text(), " ".join(command), _run([*command, "--version"]), _processor()]
+    """Hash of source, the headers beside it, flags, compiler and processor."""
+    texts = [path.read_text() for path in (source, *sorted(source.parent.glob("*.h")))]
+    parts = [*texts, " ".join(command), _run([*command, "--version"]), _processor()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

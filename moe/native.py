@@ -1,7 +1,7 @@
 """The experts' kernel for CPUs, `swiglu.cpp`, as `moe.blocks.Blocks`.
 
-The processor must have AVX-512 (and AVX512-BF16 for bf16) and the machine a C++ compiler; elsewhere the experts are
-computed by PyTorch's products.
+The processor must have AVX2 or AVX-512 and the machine a C++ compiler; elsewhere the experts are computed by PyTorch's
+products.
 
 Shapes: as in `moe.blocks`.
 """
@@ -23,6 +23,9 @@ from moe.compiler import load_or_none
 
 SOURCE = Path(__file__).with_name("swiglu.cpp")
 FLAGS = ("-fopenmp",)
+PROCESSORS = ("AVX2", "AVX512")
+"""Capabilities by PyTorch's names."""
+
 _SUFFIXES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
@@ -78,10 +81,10 @@ def kernel_blocks(x_MD: Tensor, intermediate_size: int) -> KernelBlocks | None:
 
 @cache
 def _load(suffix: str) -> KernelBlocks | None:
-    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+    if torch.backends.cpu.get_cpu_capability() not in PROCESSORS:
         return None
     library = load_or_none(SOURCE, "PyTorch computes the experts, in up to 3 times the time", FLAGS)
-    if library is None or not hasattr(library, f"swiglu_forward_{suffix}"):
+    if library is None:
         return None
     number, pointer = ctypes.c_int64, ctypes.c_void_p
     forward, backward = (getattr(library, f"swiglu_{which}_{suffix}") for which in ("forward", "backward"))

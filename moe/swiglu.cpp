@@ -1,4 +1,4 @@
-// y = w2 (silu(w1 x) * w3 x) for the experts of one process, forward and backward, on CPUs with AVX-512.
+// y = w2 (silu(w1 x) * w3 x) for the experts of one process, forward and backward, on CPUs with AVX-512 or AVX2.
 //
 // Libraries repack a weight for every product, which costs more than the product when an expert has 16 to 64 rows. Here
 // no fp32 weight is ever copied: every product is C[M, N] = sum_k A[m, k] B[k, n] with A read one number at a time and
@@ -12,98 +12,58 @@
 //                gw2[D, F]  = gyT[D, B] a[B, F]
 //                gw13[G, D] = ghT[G, B] x[B, D]
 //
-// In bf16 the processor multiplies pairs that are neighbours along k and adds them to an fp32 sum. A pair fills the 32
-// bits of an fp32 number, a Unit, so both types share all code but the multiplication; where neighbours along k are
-// rows, two rows are interleaved first (`interleave`), weights in the backward pass included.
+// In bf16 pairs that are neighbours along k are multiplied and added to an fp32 sum, by one instruction where the
+// processor has it. A pair fills the 32 bits of an fp32 number, a Unit, so both types share all code but the
+// multiplication; where neighbours along k are rows, two rows are interleaved first (`interleave`), weights in the
+// backward pass included.
 //
 // Between products numbers are rounded to the tensors' type, as by PyTorch's separate operations. Each sum over k is
 // added up in the order of k, whatever the other rows and the number of threads.
 //
 // Shapes: B rows of one expert, D hidden, F intermediate, G = 2 F gate rows, then up rows.
 
-#include <immintrin.h>
+#include "vectors.h"
+
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
 
 #include <algorithm>
-#include <cstdint>
-#include <cstring>
 #include <new>
 
 namespace {
-
-using Size = std::int64_t;
-using Unit = std::uint32_t;  // one fp32 number, or two bf16 numbers that are neighbours along k
-
-constexpr Size kLanes = 16;  // fp32 numbers in a vector
 
 // ---- the two number types -----------------------------------------------------------------------------------------
 
 struct Fp32 {
   using Number = float;
   static constexpr Size kPerUnit = 1;
-  static __m512 multiply_add(__m512i a, __m512i b, __m512 sum) {
-    return _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), sum);
-  }
-  static __m512 load(const float* from, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, from); }
-  static void store(float* to, __m512 x, __mmask16 mask) { _mm512_mask_storeu_ps(to, mask, x); }
+  static Vector multiply_add(Vector a, Vector b, Vector sum) { return ::multiply_add(a, b, sum); }
+  static Vector load(const float* from, Size lanes) { return ::load(from, lanes); }
+  static void store(float* to, Vector x, Size lanes) { ::store(to, x, lanes); }
   static float number(float x) { return x; }
 };
 
-#ifdef __AVX512BF16__
 struct Bf16 {
   using Number = std::uint16_t;
   static constexpr Size kPerUnit = 2;
-  static std::uint16_t number(float x) {
-    const __m128bh rounded = _mm_cvtneps_pbh(_mm_set_ss(x));
-    return static_cast<std::uint16_t>(_mm_extract_epi16(reinterpret_cast<const __m128i&>(rounded), 0));
-  }
-  static __m512 multiply_add(__m512i a, __m512i b, __m512 sum) {
-    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh&>(a), reinterpret_cast<__m512bh&>(b));
-  }
-  static __m512 load(const std::uint16_t* from, __mmask16 mask) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from)), 16));
-  }
-  static void store(std::uint16_t* to, __m512 x, __mmask16 mask) {
-    const __m256bh rounded = _mm512_cvtneps_pbh(x);
-    _mm256_mask_storeu_epi16(to, mask, reinterpret_cast<const __m256i&>(rounded));
-  }
-  static __m512 round(__m512 x) {
-    const __m256bh rounded = _mm512_cvtneps_pbh(x);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(reinterpret_cast<const __m256i&>(rounded)), 16));
-  }
+  static Vector multiply_add(Vector a, Vector b, Vector sum) { return multiply_add_pairs(a, b, sum); }
+  static Vector load(const std::uint16_t* from, Size lanes) { return widen(load_half(from, lanes)); }
+  static void store(std::uint16_t* to, Vector x, Size lanes) { store_half(to, narrow(x), lanes); }
+  static std::uint16_t number(float x) { return narrow(x); }
 };
-#endif
 
 // How gradients of weights are stored: past the caches, since nobody reads them soon and there are many.
 template <class Type>
-struct Streamed;
-
-template <>
-struct Streamed<Fp32> : Fp32 {
-  static void store(float* to, __m512 x, __mmask16 mask) {
-    if (mask == 0xffff && reinterpret_cast<std::uintptr_t>(to) % 64 == 0)
-      _mm512_stream_ps(to, x);
+struct Streamed : Type {
+  static void store(typename Type::Number* to, Vector x, Size lanes) {
+    const Size bytes = kLanes * static_cast<Size>(sizeof *to);
+    if (lanes >= kLanes && reinterpret_cast<std::uintptr_t>(to) % bytes == 0)
+      stream(to, x);
     else
-      Fp32::store(to, x, mask);
+      Type::store(to, x, lanes);
   }
 };
-
-#ifdef __AVX512BF16__
-template <>
-struct Streamed<Bf16> : Bf16 {
-  static void store(std::uint16_t* to, __m512 x, __mmask16 mask) {
-    const __m256bh rounded = _mm512_cvtneps_pbh(x);
-    if (mask == 0xffff && reinterpret_cast<std::uintptr_t>(to) % 32 == 0)
-      _mm256_stream_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<const __m256i&>(rounded));
-    else
-      Bf16::store(to, x, mask);
-  }
-};
-#endif
-
-__mmask16 first_lanes(Size count) { return static_cast<__mmask16>(count >= kLanes ? 0xffff : (1u << count) - 1); }
 
 // ---- products -----------------------------------------------------------------------------------------------------
 
@@ -113,28 +73,23 @@ struct Strided {
   Size row, column;
 };
 
-// MR rows x NR vectors of C, held in registers over all k. Where A is read along its rows, as weights are in the
-// forward pass, too many rows are under way for the processor to foresee, so the next tile's are fetched ahead (the
-// forward pass is a fifth faster at 16 rows an expert).
+// MR rows x NR vectors of C, held in registers over all k; the last vector has `last` lanes. Where A is read along its
+// rows, as weights are in the forward pass, too many rows are under way for the processor to foresee, so the next tile's
+// are fetched ahead (the forward pass is a fifth faster at 16 rows an expert).
 template <class Type, class Out, int MR, int NR>
-void tile(Size num_k, Strided a, const Unit* b, Size b_row, typename Out::Number* c, Size c_row, __mmask16 last) {
-  __m512 sums[MR][NR];
-#pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 4
-    for (int j = 0; j < NR; ++j) sums[i][j] = _mm512_setzero_ps();
+void tile(Size num_k, Strided a, const Unit* b, Size b_row, typename Out::Number* c, Size c_row, Size last) {
+  Vector sums[MR][NR] = {};
   for (Size k = 0; k < num_k; ++k) {
     if (a.column == 1 && k % 16 == 0) {
 #pragma GCC unroll 16
       for (int i = 0; i < MR; ++i) _mm_prefetch(a.data + (i + MR) * a.row + k, _MM_HINT_T0);
     }
-    __m512i vectors[NR];
+    Vector vectors[NR];
 #pragma GCC unroll 4
-    for (int j = 0; j < NR; ++j)
-      vectors[j] = _mm512_maskz_loadu_epi32(j == NR - 1 ? last : 0xffff, b + k * b_row + j * kLanes);
+    for (int j = 0; j < NR; ++j) vectors[j] = load_units(b + k * b_row + j * kLanes, j == NR - 1 ? last : kLanes);
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
-      const __m512i number = _mm512_set1_epi32(static_cast<int>(a.data[i * a.row + k * a.column]));
+      const Vector number = broadcast_unit(a.data[i * a.row + k * a.column]);
 #pragma GCC unroll 4
       for (int j = 0; j < NR; ++j) sums[i][j] = Type::multiply_add(number, vectors[j], sums[i][j]);
     }
@@ -142,41 +97,57 @@ void tile(Size num_k, Strided a, const Unit* b, Size b_row, typename Out::Number
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
-    for (int j = 0; j < NR; ++j)
-      Out::store(c + i * c_row + j * kLanes, sums[i][j], j == NR - 1 ? last : 0xffff);
+    for (int j = 0; j < NR; ++j) Out::store(c + i * c_row + j * kLanes, sums[i][j], j == NR - 1 ? last : kLanes);
 }
 
-// All rows of a strip of C that is NR vectors wide, the tallest tiles first.
+// Width of a strip of C in vectors, and heights of its tiles.
+template <int NR, int... MR>
+struct Tiles {};
+
+// All rows of a strip of C, the tallest tiles first.
 template <class Type, class Out, int NR, int MR, int... Smaller>
-void strip(Size rows, Size num_k, Strided a, const Unit* b, Size b_row, typename Out::Number* c, Size c_row,
-           __mmask16 last) {
+void strip(Tiles<NR, MR, Smaller...>, Size rows, Size num_k, Strided a, const Unit* b, Size b_row,
+           typename Out::Number* c, Size c_row, Size last) {
   Size row = 0;
-  for (; row + MR <= rows; row += MR)
-    tile<Type, Out, MR, NR>(num_k, {a.data + row * a.row, a.row, a.column}, b, b_row, c + row * c_row, c_row, last);
+  const auto below = [&] { return Strided{a.data + row * a.row, a.row, a.column}; };
+  for (; row + MR <= rows; row += MR) tile<Type, Out, MR, NR>(num_k, below(), b, b_row, c + row * c_row, c_row, last);
   if constexpr (sizeof...(Smaller) > 0)
     if (row < rows)
-      strip<Type, Out, NR, Smaller...>(rows - row, num_k, {a.data + row * a.row, a.row, a.column}, b, b_row,
-                                       c + row * c_row, c_row, last);
+      strip<Type, Out>(Tiles<NR, Smaller...>{}, rows - row, num_k, below(), b, b_row, c + row * c_row, c_row, last);
 }
 
-// C[rows, columns] = A B over num_k units. A tile's sums fill at most 24 of the 32 registers.
+// C[rows, columns] = A B over num_k units. A tile's sums, a row of B's vectors and a number of A fit in the registers:
+// 32 with AVX-512, 16 with AVX2, where of pairs of bf16 numbers each half takes one.
 template <class Type, class Out>
 void multiply(Size rows, Size columns, Size num_k, Strided a, const Unit* b, Size b_row, typename Out::Number* c,
               Size c_row) {
-  for (Size column = 0; column < columns; column += 4 * kLanes) {
-    const Size left = std::min(columns - column, 4 * kLanes);
+  constexpr Size kWidest = kLanes == 16 ? 4 : 2;
+  for (Size column = 0; column < columns; column += kWidest * kLanes) {
+    const Size left = std::min(columns - column, kWidest * kLanes);
     const Size vectors = (left + kLanes - 1) / kLanes;
-    const __mmask16 last = first_lanes(left - (vectors - 1) * kLanes);
-    const Unit* b_strip = b + column;
-    typename Out::Number* c_strip = c + column;
-    if (vectors == 4)
-      strip<Type, Out, 4, 6, 4, 2, 1>(rows, num_k, a, b_strip, b_row, c_strip, c_row, last);
-    else if (vectors == 3)
-      strip<Type, Out, 3, 8, 4, 2, 1>(rows, num_k, a, b_strip, b_row, c_strip, c_row, last);
-    else if (vectors == 2)
-      strip<Type, Out, 2, 12, 6, 3, 1>(rows, num_k, a, b_strip, b_row, c_strip, c_row, last);
-    else
-      strip<Type, Out, 1, 16, 8, 4, 2, 1>(rows, num_k, a, b_strip, b_row, c_strip, c_row, last);
+    const auto strip_of = [&](auto tiles) {
+      strip<Type, Out>(tiles, rows, num_k, a, b + column, b_row, c + column, c_row, left - (vectors - 1) * kLanes);
+    };
+    if constexpr (kLanes == 16) {
+      if (vectors == 4)
+        strip_of(Tiles<4, 6, 4, 2, 1>{});
+      else if (vectors == 3)
+        strip_of(Tiles<3, 8, 4, 2, 1>{});
+      else if (vectors == 2)
+        strip_of(Tiles<2, 12, 6, 3, 1>{});
+      else
+        strip_of(Tiles<1, 16, 8, 4, 2, 1>{});
+    } else if constexpr (Type::kPerUnit == 1) {
+      if (vectors == 2)
+        strip_of(Tiles<2, 6, 4, 2, 1>{});
+      else
+        strip_of(Tiles<1, 12, 6, 3, 1>{});
+    } else {
+      if (vectors == 2)
+        strip_of(Tiles<2, 4, 2, 1>{});
+      else
+        strip_of(Tiles<1, 8, 4, 2, 1>{});
+    }
   }
 }
 
@@ -191,70 +162,42 @@ void transpose(Size rows, Size columns, const From* from, Size from_row, To* to,
         to[column * to_row + row] = convert(from[row * from_row + column]);
 }
 
-
 // [rows, columns] of numbers to units of neighbouring rows, [ceil(rows / 2), columns]; fp32 units are numbers already.
 const Unit* interleave(Fp32, Size, Size, const float* from, Unit*) { return reinterpret_cast<const Unit*>(from); }
-#ifdef __AVX512BF16__
+
 const Unit* interleave(Bf16, Size rows, Size columns, const std::uint16_t* from, Unit* to) {
   for (Size row = 0; row < rows; row += 2) {
     const std::uint16_t* even = from + row * columns;
-    const std::uint16_t* odd = even + columns;
     for (Size column = 0; column < columns; column += kLanes) {
-      const __mmask16 mask = first_lanes(columns - column);
-      const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, even + column));
-      const __m512i high = row + 1 < rows
-          ? _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, odd + column)), 16)
-          : _mm512_setzero_si512();
-      _mm512_mask_storeu_epi32(to + row / 2 * columns + column, mask, _mm512_or_si512(low, high));
+      const Size lanes = columns - column;
+      const Vector first = Bf16::load(even + column, lanes);
+      const Vector second = row + 1 < rows ? Bf16::load(even + columns + column, lanes) : Vector{};
+      store_units(to + row / 2 * columns + column, paired(first, second), lanes);
     }
   }
   return to;
 }
-#endif
 
 // ---- activation ---------------------------------------------------------------------------------------------------
-
-// e^x within 2 units in the last place: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes' expf). Beyond 128 it is
-// 0 or infinity anyway, but x - n ln 2 would be as large as the rounding of n, and the polynomial infinite from 10^14 on.
-__m512 exponential(__m512 x) {
-  x = _mm512_max_ps(_mm512_set1_ps(-128), _mm512_min_ps(_mm512_set1_ps(128), x));  // NaN, if second, passes
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
-  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-  __m512 p = _mm512_set1_ps(1.9875691500e-4f);
-  for (const float coefficient :
-       {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(coefficient));
-  const __m512 one = _mm512_set1_ps(1);
-  return _mm512_scalef_ps(_mm512_fmadd_ps(_mm512_mul_ps(r, r), p, _mm512_add_ps(r, one)), n);
-}
-
-__m512 sigmoid(__m512 x) {
-  const __m512 one = _mm512_set1_ps(1);
-  return _mm512_div_ps(one, _mm512_add_ps(one, exponential(_mm512_sub_ps(_mm512_setzero_ps(), x))));
-}
 
 // hT[G, B] to aT = silu(gate) * up in units, [F / per unit, B]; rows of both are `stride` wide, a multiple of a vector.
 void activate(Fp32, Size intermediate, Size stride, const float* hT, Unit* aT) {
   for (Size i = 0; i < intermediate * stride; i += kLanes) {
-    const __m512 gate = _mm512_loadu_ps(hT + i), up = _mm512_loadu_ps(hT + intermediate * stride + i);
-    _mm512_storeu_ps(reinterpret_cast<float*>(aT) + i, _mm512_mul_ps(_mm512_mul_ps(gate, sigmoid(gate)), up));
+    const Vector gate = load(hT + i, kLanes), up = load(hT + intermediate * stride + i, kLanes);
+    store_units(aT + i, gate * sigmoid(gate) * up, kLanes);
   }
 }
-#ifdef __AVX512BF16__
+
 void activate(Bf16, Size intermediate, Size stride, const float* hT, Unit* aT) {
+  const auto rounded = [](Vector x) { return widen(narrow(x)); };
   const auto activated = [&](Size i) {
-    const __m512 gate = Bf16::round(_mm512_loadu_ps(hT + i));
-    const __m512 up = Bf16::round(_mm512_loadu_ps(hT + intermediate * stride + i));
-    return _mm512_castps_si512(Bf16::round(_mm512_mul_ps(_mm512_mul_ps(gate, sigmoid(gate)), up)));
+    const Vector gate = rounded(load(hT + i, kLanes)), up = rounded(load(hT + intermediate * stride + i, kLanes));
+    return rounded(gate * sigmoid(gate) * up);
   };
   for (Size f = 0; f < intermediate; f += 2)
-    for (Size b = 0; b < stride; b += kLanes) {
-      const __m512i low = _mm512_srli_epi32(activated(f * stride + b), 16), high = activated((f + 1) * stride + b);
-      _mm512_storeu_si512(aT + f / 2 * stride + b, _mm512_or_si512(low, high));
-    }
+    for (Size b = 0; b < stride; b += kLanes)
+      store_units(aT + f / 2 * stride + b, paired(activated(f * stride + b), activated((f + 1) * stride + b)), kLanes);
 }
-#endif
 
 // ---- one expert ---------------------------------------------------------------------------------------------------
 
@@ -306,18 +249,15 @@ void forward_expert(Size rows, Size hidden, Size intermediate, const typename Ty
 template <class Type>
 void backward_activation(Size rows, Size intermediate, const float* ga, const typename Type::Number* h,
                          typename Type::Number* a, typename Type::Number* gh) {
-  const __m512 one = _mm512_set1_ps(1);
   for (Size row = 0; row < rows; ++row)
     for (Size f = 0; f < intermediate; f += kLanes) {
-      const __mmask16 mask = first_lanes(intermediate - f);
-      const Size at = row * 2 * intermediate + f;
-      const __m512 gate = Type::load(h + at, mask), up = Type::load(h + at + intermediate, mask);
-      const __m512 gradient = _mm512_maskz_loadu_ps(mask, ga + row * intermediate + f);
-      const __m512 s = sigmoid(gate), activated = _mm512_mul_ps(gate, s);
-      const __m512 slope = _mm512_mul_ps(s, _mm512_fmadd_ps(gate, _mm512_sub_ps(one, s), one));
-      Type::store(a + row * intermediate + f, _mm512_mul_ps(activated, up), mask);
-      Type::store(gh + at, _mm512_mul_ps(_mm512_mul_ps(gradient, up), slope), mask);
-      Type::store(gh + at + intermediate, _mm512_mul_ps(gradient, activated), mask);
+      const Size lanes = intermediate - f, at = row * 2 * intermediate + f;
+      const Vector gate = Type::load(h + at, lanes), up = Type::load(h + at + intermediate, lanes);
+      const Vector gradient = load(ga + row * intermediate + f, lanes);
+      const Vector s = sigmoid(gate), activated = gate * s;
+      Type::store(a + row * intermediate + f, activated * up, lanes);
+      Type::store(gh + at, gradient * up * (s * (gate * (1 - s) + 1)), lanes);
+      Type::store(gh + at + intermediate, gradient * activated, lanes);
     }
 }
 
@@ -453,7 +393,6 @@ bool swiglu_backward_fp32(int num_threads, Size num_experts, const Size* starts,
   return backward<Fp32>(num_threads, num_experts, starts, hidden, intermediate, x, h, gy, w13, w2, gx, gw13, gw2);
 }
 
-#ifdef __AVX512BF16__
 // `hidden` and `intermediate` must be even; read in units, tensors are meant to begin at multiples of 4 bytes.
 bool swiglu_forward_bf16(int num_threads, Size num_experts, const Size* starts, Size hidden, Size intermediate,
                          const void* x, const void* w13, const void* w2, void* h, void* y) {
@@ -465,7 +404,6 @@ bool swiglu_backward_bf16(int num_threads, Size num_experts, const Size* starts,
                           void* gw13, void* gw2) {
   return backward<Bf16>(num_threads, num_experts, starts, hidden, intermediate, x, h, gy, w13, w2, gx, gw13, gw2);
 }
-#endif
 
 // Ask for large pages in memory not yet touched: a fresh gradient of 50 MB costs 12,000 page faults otherwise, and more
 // time than the numbers written to it.

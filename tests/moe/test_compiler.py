@@ -36,8 +36,10 @@ def test_a_library_is_compiled_once_for_all_it_depends_on(source: Path, monkeypa
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(compiler, "_processor", lambda: "another one")
         assert compiler.compiled(source) != path
+    (source.parent / "numbers.h").write_text("constexpr int kSeven = 7;")
+    with_header = compiler.compiled(source)
     source.write_text('extern "C" int seven() { return 6 + 1; }')
-    assert compiler.compiled(source) != path
+    assert len({path, with_header, compiler.compiled(source)}) == 3
 
 
 @pytest.mark.parametrize("command", ["false", "no-such-compiler", "false --with 'an argument'", "c++ '"])
