@@ -68,8 +68,9 @@ RUN apt-get update \
  && ldconfig \
  && install -d -m 1777 /runs /home/sleddog
 COPY --from=build /opt/sleddog /opt/sleddog
+# The EFA installer's releases put NCCL's plugin in either directory; some clouds mount the driver in the last one.
 ENV PATH=/opt/sleddog/bin:/opt/amazon/efa/bin:$PATH \
-    LD_LIBRARY_PATH=/opt/amazon/ofi-nccl/lib:/opt/amazon/efa/lib \
+    LD_LIBRARY_PATH=/opt/amazon/ofi-nccl/lib/x86_64-linux-gnu:/opt/amazon/ofi-nccl/lib:/opt/amazon/efa/lib:/usr/local/nvidia/lib64 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     PYTHONDONTWRITEBYTECODE=1 \

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 from tests.deploy.rendering import Document
 
 Labels = dict[str, str]
 HERE: Labels = {"kubernetes.io/metadata.name": "sleddog"}
+SOMEWHERE = "198.51.100.1"
 
 
 def selects(selector: Document, labels: Labels) -> bool:
@@ -36,13 +38,18 @@ def may_reach(documents: list[Document], source: Labels, target: Labels, port: i
     return arrives and (namespace != HERE or _allows(documents, "Egress", source, target, port, HERE))
 
 
-def may_leave(documents: list[Document], source: Labels, port: int) -> bool:
+def may_leave(documents: list[Document], source: Labels, port: int, address: str = SOMEWHERE) -> bool:
     """Whether pods may open a connection to an address outside of the cluster."""
-    return _allows(documents, "Egress", source, None, port, {})
+    return _allows(documents, "Egress", source, address, port, {})
+
+
+def may_ask(documents: list[Document], source: Labels, port: int, namespace: Labels) -> bool:
+    """Whether pods may open a connection to pods of another namespace."""
+    return _allows(documents, "Egress", source, {}, port, namespace)
 
 
 def _allows(
-    documents: list[Document], way: str, subject: Labels, peer: Labels | None, port: int, peer_namespace: Labels
+    documents: list[Document], way: str, subject: Labels, peer: Labels | str, port: int, peer_namespace: Labels
 ) -> bool:
     policies = [document["spec"] for document in documents if document["kind"] == "NetworkPolicy"]
     own = [spec for spec in policies if way in spec["policyTypes"] and selects(spec["podSelector"], subject)]
@@ -55,9 +62,16 @@ def _allows(
     )
 
 
-def _is_peer(item: dict[str, Any], labels: Labels | None, namespace: Labels) -> bool:
-    if labels is None or "ipBlock" in item:
-        return labels is None and "ipBlock" in item
+def _is_peer(item: dict[str, Any], peer: Labels | str, namespace: Labels) -> bool:
+    if "ipBlock" in item:
+        return isinstance(peer, str) and _is_within(peer, item["ipBlock"])
+    if isinstance(peer, str):
+        return False
     if "namespaceSelector" in item:
-        return selects(item["namespaceSelector"], namespace) and selects(item.get("podSelector", {}), labels)
-    return namespace == HERE and selects(item["podSelector"], labels)
+        return selects(item["namespaceSelector"], namespace) and selects(item.get("podSelector", {}), peer)
+    return namespace == HERE and selects(item["podSelector"], peer)
+
+
+def _is_within(address: str, block: dict[str, Any]) -> bool:
+    networks = [ip_network(text) for text in (block["cidr"], *block.get("except", ()))]
+    return [ip_address(address) in network for network in networks] == [True, *[False] * (len(networks) - 1)]

@@ -14,6 +14,7 @@ from typing import Any
 import kubernetes_validate
 from jsonschema import Draft202012Validator
 
+from tests.deploy.crd import broken_rules
 from tests.deploy.rendering import Document
 from tests.deploy.schemas.kueue import CLUSTER_QUEUE, LOCAL_QUEUE, RESOURCE_FLAVOR
 from tests.deploy.schemas.ray import RAY_CLUSTER
@@ -55,6 +56,8 @@ def _by_kubernetes(document: Document) -> None:
 def _by_own_schema(document: Document) -> None:
     for fault in Draft202012Validator(OWN_SCHEMAS[document["kind"]]).iter_errors(document):
         raise RefusedManifestError(f"{document['kind']}: {fault.json_path}: {fault.message}")
+    for broken in broken_rules(OWN_SCHEMAS[document["kind"]], document, document["kind"]):
+        raise RefusedManifestError(broken)
     if document["kind"] == "RayCluster":
         spec = document["spec"]
         for group in (spec["headGroupSpec"], *spec.get("workerGroupSpecs", ())):

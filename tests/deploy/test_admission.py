@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 
 import pytest
 
@@ -64,11 +66,6 @@ def elastic_faults(documents: list[Document]) -> list[str]:
     is_queued = "kueue.x-k8s.io/queue-name" in metadata.get("labels", {})
     if spec.get("enableInTreeAutoscaling") and is_queued and not is_elastic:
         found.append("Kueue lets only elastic jobs grow")
-    options = spec.get("gcsFaultToleranceOptions", {})
-    if options.get("backend") == "rocksdb" and options.keys() & {"redisAddress", "redisPassword"}:
-        found.append("Redis beside RocksDB")
-    if options.get("backend") == "redis" and "storage" in options:
-        found.append("a volume beside Redis")
     groups = (spec["headGroupSpec"], *spec["workerGroupSpecs"])
     if spec.get("enableInTreeAutoscaling") and any("restartPolicy" in group["template"]["spec"] for group in groups):
         found.append("autoscaler v2 decides about restarts")
@@ -86,6 +83,26 @@ def test_autoscaling_under_kueue_without_the_annotation_is_noticed() -> None:
     assert cluster["spec"]["autoscalerOptions"]["version"] == "v2"
     del cluster["metadata"]["annotations"]
     assert elastic_faults(documents) == ["Kueue lets only elastic jobs grow"]
+
+
+@pytest.mark.parametrize(("limit", "status"), [("unlimited", 0), ("64", 1)])
+def test_a_worker_does_not_start_where_rdma_could_not_pin_memory(limit: str, status: int) -> None:
+    for rendering in ("32x8-h100", "32x8-h100+infiniband"):
+        [group] = one(render(rendering), "RayCluster", "sleddog-ray")["spec"]["workerGroupSpecs"]
+        [check] = group["template"]["spec"]["initContainers"]
+        shell = {"BASH_FUNC_ulimit%%": f"() {{ echo {limit}; }}"}
+        done = subprocess.run(check["command"], env=os.environ | shell, capture_output=True, text=True, check=False)
+        assert done.returncode == status
+        assert ("only 64 KiB may be locked" in done.stderr) == bool(status)
+
+
+@pytest.mark.parametrize("rendering", [rendering for rendering in RENDERINGS if rendering.startswith("32x8")])
+def test_no_autoscaler_of_nodes_drains_one_that_trains(rendering: str) -> None:
+    spec = one(render(rendering), "RayCluster", "sleddog-ray")["spec"]
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        annotations = group["template"]["metadata"]["annotations"]
+        assert annotations["karpenter.sh/do-not-disrupt"] == "true"
+        assert annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
 
 
 def test_a_worker_fits_its_node_and_its_shared_memory() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.deploy.network import HERE, may_leave, may_reach
+from tests.deploy.network import HERE, may_ask, may_leave, may_reach
 from tests.deploy.rendering import RENDERINGS, Document, containers_of, one, pod_templates, render
 
 HEAD = {
@@ -23,8 +23,8 @@ def documents(request: pytest.FixtureRequest) -> list[Document]:
     return render(request.param)
 
 
-def loose(template: Document, *, may_add: set[str]) -> list[str]:
-    """What Kubernetes' restricted level of pod security would refuse."""
+def loose(template: Document) -> list[str]:
+    """What Kubernetes' restricted level of pod security would refuse, and root file systems that can be written to."""
     pod, found = template["spec"]["securityContext"], []
     if pod.get("runAsNonRoot") is not True or not pod.get("runAsUser"):
         found.append("may be root")
@@ -34,27 +34,38 @@ def loose(template: Document, *, may_add: set[str]) -> list[str]:
         context = container.get("securityContext", {})
         if context.get("allowPrivilegeEscalation") is not False:
             found.append(f"{container['name']} may gain privileges")
-        capabilities = context.get("capabilities", {})
-        if capabilities.get("drop") != ["ALL"] or set(capabilities.get("add", ())) - may_add:
+        if context.get("capabilities", {}) != {"drop": ["ALL"]}:
             found.append(f"{container['name']} has capabilities")
+        if context.get("readOnlyRootFilesystem") is not True and not container["image"].startswith("postgres:"):
+            found.append(f"{container['name']} may write anywhere")
     return found
 
 
 @pytest.mark.parametrize("rendering", RENDERINGS)
 def test_pods_keep_the_restricted_level(rendering: str) -> None:
     documents = render(rendering)
-    pinned_memory = {"IPC_LOCK"} if rendering.endswith("infiniband") else set()
     level = one(documents, "Namespace", "sleddog")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"]
-    assert level == ("privileged" if pinned_memory else "restricted")
+    assert level == "restricted"
     for name, template in pod_templates(documents).items():
-        assert not loose(template, may_add=pinned_memory), name
+        assert not loose(template), name
 
 
 def test_a_pod_that_may_be_root_is_noticed() -> None:
     template = pod_templates(render("local"))["Deployment/sleddog-control-plane"]
     template["spec"]["securityContext"]["runAsUser"] = 0
-    template["spec"]["containers"][0]["securityContext"]["capabilities"] = {"add": ["SYS_ADMIN"]}
-    assert loose(template, may_add=set()) == ["may be root", "control-plane has capabilities"]
+    context = template["spec"]["containers"][0]["securityContext"]
+    context["capabilities"] = {"drop": ["ALL"], "add": ["SYS_ADMIN"]}
+    context["readOnlyRootFilesystem"] = False
+    assert loose(template) == ["may be root", "control-plane has capabilities", "control-plane may write anywhere"]
+
+
+@pytest.mark.parametrize("rendering", RENDERINGS)
+def test_ray_may_write_where_it_must(rendering: str) -> None:
+    for name, template in pod_templates(render(rendering)).items():
+        if name.startswith("sleddog-ray/"):
+            mounts = template["spec"]["containers"][0]["volumeMounts"]
+            assert {"/dev/shm", "/tmp", "/home/sleddog"} <= {mount["mountPath"] for mount in mounts}, name
+            assert {mount["name"] for mount in mounts} == {volume["name"] for volume in template["spec"]["volumes"]}
 
 
 def test_only_who_must_reaches_whom(documents: list[Document]) -> None:
@@ -76,6 +87,30 @@ def test_only_who_must_reaches_whom(documents: list[Document]) -> None:
     assert not may_reach(documents, {"app.kubernetes.io/name": "other"}, HEAD, 8265)
     assert not may_leave(documents, WORKER, 5432)
     assert not may_leave(documents, MIGRATE, 443)
+    assert not any(may_leave(documents, labels, 80) for labels in (CONTROL_PLANE, MIGRATE, HEAD, WORKER))
+
+
+def test_names_are_looked_up_and_the_clouds_metadata_is_not(documents: list[Document]) -> None:
+    cluster_dns = {"kubernetes.io/metadata.name": "kube-system"}
+    for labels in (CONTROL_PLANE, MIGRATE, HEAD, WORKER):
+        assert may_ask(documents, labels, 53, cluster_dns)
+        assert not may_ask(documents, labels, 443, cluster_dns)
+        assert not may_ask(documents, labels, 53, {"kubernetes.io/metadata.name": "other"})
+        assert not any(may_leave(documents, labels, port, "169.254.169.254") for port in (80, 443, 5432, 6379))
+
+
+def test_an_exception_that_is_left_out_is_noticed() -> None:
+    documents = render("local")
+    for rule in one(documents, "NetworkPolicy", "outside")["spec"]["egress"]:
+        del rule["to"][0]["ipBlock"]["except"]
+    assert may_leave(documents, WORKER, 443, "169.254.169.254")
+
+
+def test_only_the_control_plane_reaches_the_database_in_the_cluster() -> None:
+    documents, postgres = render("local"), {"app.kubernetes.io/name": "postgres"}
+    assert all(may_reach(documents, labels, postgres, 5432) for labels in (CONTROL_PLANE, MIGRATE))
+    assert not any(may_reach(documents, labels, postgres, 5432) for labels in (HEAD, WORKER))
+    assert not may_leave(documents, postgres, 443)
 
 
 def test_without_its_policy_ray_is_open() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from service.api.server import GRACE_S
 from tests.deploy import commands
 from tests.deploy.crd import Definitions
 from tests.deploy.network import selects
@@ -79,6 +80,24 @@ def _replicas_as_text(documents: list[Document]) -> Document:
     return cluster
 
 
+def _quotas_in_another_order(documents: list[Document]) -> Document:
+    queue = one(documents, "ClusterQueue", "sleddog")
+    queue["spec"]["resourceGroups"][0]["flavors"][1]["resources"].reverse()
+    return queue
+
+
+def _fewer_than_the_least(documents: list[Document]) -> Document:
+    cluster = one(documents, "RayCluster", "sleddog-ray")
+    cluster["spec"]["workerGroupSpecs"][0]["replicas"] = 31
+    return cluster
+
+
+def _a_volume_beside_redis(documents: list[Document]) -> Document:
+    cluster = one(documents, "RayCluster", "sleddog-ray")
+    cluster["spec"]["gcsFaultToleranceOptions"]["storage"] = {"size": "10Gi"}
+    return cluster
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -88,6 +107,9 @@ def _replicas_as_text(documents: list[Document]) -> Document:
         _misspell_quota,
         _misspell_interval,
         _replicas_as_text,
+        _quotas_in_another_order,
+        _fewer_than_the_least,
+        _a_volume_beside_redis,
     ],
 )
 def test_a_spoilt_object_is_refused(spoil: Callable[[list[Document]], Document]) -> None:
@@ -223,8 +245,10 @@ def test_a_control_plane_of_several_replicas_survives_one_node() -> None:
     assert spec["replicas"] >= 2
     assert one(documents, "PodDisruptionBudget", "sleddog-control-plane")["spec"]["maxUnavailable"] < spec["replicas"]
     container = spec["template"]["spec"]["containers"][0]
-    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
-    assert container["livenessProbe"]["httpGet"]["path"] == "/healthz"
+    probes = {container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "liveness", "readiness")}
+    assert probes == {"/healthz"}, "a Ray that is away takes no replica away"
+    pause, grace = container["lifecycle"]["preStop"]["sleep"]["seconds"], spec["template"]["spec"]
+    assert 0 < pause < grace["terminationGracePeriodSeconds"] - GRACE_S
     mounts = {mount["mountPath"]: mount.get("readOnly", False) for mount in container["volumeMounts"]}
     assert mounts["/var/lib/sleddog"] is False
     assert container["securityContext"]["readOnlyRootFilesystem"] is True

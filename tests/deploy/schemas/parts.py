@@ -42,6 +42,11 @@ def one_of(*values: str) -> Schema:
     return {"enum": list(values)}
 
 
+def ruled(schema: Schema, rule: str, message: str) -> Schema:
+    """A schema with a rule in CEL, as definitions of custom resources have them."""
+    return {**schema, "x-kubernetes-validations": [{"rule": rule, "message": message}]}
+
+
 def resource(api_version: str, kind: str, spec: Schema) -> Schema:
     """A custom resource."""
     return fields(

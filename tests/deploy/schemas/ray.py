@@ -13,16 +13,24 @@ from tests.deploy.schemas.parts import (
     items,
     one_of,
     resource,
+    ruled,
 )
 
 _SECRET_KEY = fields("name key", name=STRING, key=STRING)
 
-_FAULT_TOLERANCE = fields(
-    "backend",
-    backend=one_of("redis", "rocksdb"),
-    redisAddress=STRING,
-    redisPassword=fields("valueFrom", valueFrom=fields("secretKeyRef", secretKeyRef=_SECRET_KEY)),
-    storage=fields("", size=QUANTITY, storageClassName=STRING, deletionPolicy=one_of("DeleteWithCluster", "Retain")),
+_FAULT_TOLERANCE = ruled(
+    fields(
+        "backend",
+        backend=one_of("redis", "rocksdb"),
+        redisAddress=STRING,
+        redisPassword=fields("valueFrom", valueFrom=fields("secretKeyRef", secretKeyRef=_SECRET_KEY)),
+        storage=fields(
+            "", size=QUANTITY, storageClassName=STRING, deletionPolicy=one_of("DeleteWithCluster", "Retain")
+        ),
+    ),
+    "(self.backend == 'redis') == has(self.redisAddress) && (self.backend == 'redis' ? !has(self.storage)"
+    " : !has(self.redisPassword))",
+    "Redis has an address, RocksDB a volume",
 )
 
 _AUTOSCALER = fields(
@@ -34,14 +42,18 @@ _AUTOSCALER = fields(
     securityContext=OF_KUBERNETES,
 )
 
-_WORKERS = fields(
-    "groupName minReplicas maxReplicas rayStartParams template",
-    groupName={"type": "string", "not": {"const": "head"}},
-    replicas=INTEGER,
-    minReplicas=INTEGER,
-    maxReplicas=INTEGER,
-    rayStartParams=STRINGS,
-    template=OF_KUBERNETES,
+_WORKERS = ruled(
+    fields(
+        "groupName replicas minReplicas maxReplicas rayStartParams template",
+        groupName={"type": "string", "not": {"const": "head"}},
+        replicas=INTEGER,
+        minReplicas=INTEGER,
+        maxReplicas=INTEGER,
+        rayStartParams=STRINGS,
+        template=OF_KUBERNETES,
+    ),
+    "self.minReplicas <= self.replicas && self.replicas <= self.maxReplicas",
+    "replicas lie between the least and the most",
 )
 
 RAY_CLUSTER = resource(
