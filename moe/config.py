@@ -6,6 +6,7 @@ published Arctic `config.json`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -43,8 +44,13 @@ _HF_FIXED = {
 }
 """Keys of `config.json` that this package supports at one value only."""
 
-_HF_NULL = ("rope_scaling", "rope_parameters", "sliding_window", "quantization", "quantization_config")
+_HF_WITHOUT_DEFAULT = ("rope_theta", "moe_layer_frequency", "parallel_attn_mlp_res")
+"""Keys that must be there: where they are missing, the published code takes 1e6, 2 and false, not Arctic's values."""
+
+_HF_NULL = ("sliding_window", "quantization", "quantization_config")
 """Keys that ask for what this package does not compute, unless they are absent or null."""
+
+_HF_ROPE = ("rope_scaling", "rope_parameters")
 
 _HF_OF_FILES = ("auto_map", "_name_or_path", "dtype", "torch_dtype", "transformers_version")
 """Keys that speak of the files beside the config, not of the model: not true of a checkpoint written elsewhere."""
@@ -89,6 +95,9 @@ class MoEConfig:
             raise ValueError(f"num_kv_heads {self.num_kv_heads} does not divide num_heads {self.num_heads}")
         if self.top_k > self.num_experts:
             raise ValueError(f"top_k {self.top_k} exceeds num_experts {self.num_experts}")
+        for name in ("rope_theta", "norm_eps", "initializer_range"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, is {getattr(self, name)}")
 
     @property
     def head_dim(self) -> int:
@@ -153,29 +162,64 @@ class MoEConfig:
         """Read a published `config.json`, of either revision: 56 or 8 key-value heads.
 
         Raises:
-            ValueError: a size is missing or no number, or a key asks for what this package does not compute.
+            ValueError: a key is missing that has no default or Arctic's is not the published code's, a size is no
+                number, or a key asks for what this package does not compute.
         """
-        for key, supported in _HF_FIXED.items():
-            if key in document and document[key] != supported:
-                raise ValueError(f"config.json: {key} is {document[key]!r}, only {supported!r} is supported")
-        for key in _HF_NULL:
-            if document.get(key) is not None:
-                raise ValueError(f"config.json: {key} is {document[key]!r}, only null is supported")
-        missing = [key for key in _HF_NAMES.values() if key not in document and key in _REQUIRED_HF_KEYS]
-        if missing:
-            raise ValueError(f"config.json has no {missing[0]!r}")
-        for key in _HF_NAMES.values():
-            if not isinstance(document.get(key, 0), (int, float)):
-                raise ValueError(f"config.json: {key} is {document[key]!r}, no number")  # noqa: TRY004  the file's fault
-        sizes = {name: document[key] for name, key in _HF_NAMES.items() if key in document}
-        read = {*_HF_NAMES.values(), *_HF_FIXED, *_HF_NULL, *_HF_OF_FILES, _HF_RESIDUAL}
-        kept = {key: value for key, value in document.items() if key not in read}
-        return cls(**sizes, residual_intermediate_size=document.get(_HF_RESIDUAL), kept=kept)
+        _refuse_unsupported(document)
+        theta = rope_theta_of(document)
+        document = document if theta is None else document | {"rope_theta": theta}
+        for key in (*_REQUIRED_HF_KEYS, *_HF_WITHOUT_DEFAULT):
+            if key not in document:
+                raise ValueError(f"config.json has no {key!r}")
+        sizes = {n: _number(document, key, is_count=n in _COUNTS) for n, key in _HF_NAMES.items() if key in document}
+        if document.get(_HF_RESIDUAL) is not None:
+            sizes["residual_intermediate_size"] = _number(document, _HF_RESIDUAL, is_count=True)
+        read = {*_HF_NAMES.values(), *_HF_FIXED, *_HF_NULL, *_HF_OF_FILES, *_HF_ROPE, _HF_RESIDUAL}
+        config = cls(**sizes, kept={key: value for key, value in document.items() if key not in read})
+        if document.get("head_dim", config.head_dim) not in (None, config.head_dim):
+            raise ValueError(f"config.json: head_dim is {document['head_dim']!r}, only {config.head_dim} is supported")
+        return config
+
+
+def rope_theta_of(document: dict[str, Any]) -> float | None:
+    """The base of the rotary angles: at the top of a `config.json`, or where Transformers 5 writes it, one level below.
+
+    Returns:
+        None where neither says it.
+
+    Raises:
+        ValueError: the angles are scaled, or not all of a head's width is rotated.
+    """
+    theta: float | None = document.get("rope_theta")
+    for key in _HF_ROPE:
+        rope = document.get(key) or {}
+        plain = isinstance(rope, dict) and not rope.keys() - {"rope_theta", "rope_type", "type"}
+        if not plain or rope.get("rope_type", rope.get("type", "default")) != "default":
+            raise ValueError(f"config.json: {key} is {rope!r}, only the type 'default' is supported")
+        theta = rope.get("rope_theta", theta)
+    return theta
+
+
+def _refuse_unsupported(document: dict[str, Any]) -> None:
+    for key, supported in _HF_FIXED.items():
+        if key in document and document[key] != supported:
+            raise ValueError(f"config.json: {key} is {document[key]!r}, only {supported!r} is supported")
+    for key in _HF_NULL:
+        if document.get(key) is not None:
+            raise ValueError(f"config.json: {key} is {document[key]!r}, only null is supported")
+
+
+def _number(document: dict[str, Any], key: str, *, is_count: bool) -> Any:
+    value = document[key]
+    if isinstance(value, bool) or not isinstance(value, int if is_count else (int, float)):
+        kind = "whole number" if is_count else "number"
+        raise ValueError(f"config.json: {key} is {value!r}, no {kind}")  # noqa: TRY004  the file's fault
+    return value
 
 
 _COUNTS = tuple(f.name for f in fields(MoEConfig) if f.type == "int")
 
-_REQUIRED_HF_KEYS = {_HF_NAMES[name] for name in _COUNTS if name != "max_positions"}
+_REQUIRED_HF_KEYS = tuple(_HF_NAMES[name] for name in _COUNTS if name != "max_positions")
 
 PRESETS: dict[str, MoEConfig] = {
     "arctic-480b": MoEConfig(),

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -75,18 +77,57 @@ def test_unsupported_and_missing_keys_are_named() -> None:
     with pytest.raises(ValueError, match="hidden_act is 'gelu'"):
         MoEConfig.from_hf(document | {"hidden_act": "gelu"})
     assert MoEConfig.from_hf(document | {"rope_scaling": None, "sliding_window": None}) == PRESETS["quickstart"]
-    with pytest.raises(ValueError, match="rope_scaling is"):
-        MoEConfig.from_hf(document | {"rope_scaling": {"type": "linear", "factor": 2.0}})
-    with pytest.raises(ValueError, match="rope_parameters is"):
-        MoEConfig.from_hf(document | {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}})
     with pytest.raises(ValueError, match="sliding_window is 4096"):
         MoEConfig.from_hf(document | {"sliding_window": 4096})
-    for value in (None, "8"):
-        with pytest.raises(ValueError, match=f"num_key_value_heads is {value!r}, no number"):
-            MoEConfig.from_hf(document | {"num_key_value_heads": value})
-    del document["num_local_experts"]
-    with pytest.raises(ValueError, match="num_local_experts"):
+    with pytest.raises(ValueError, match="head_dim is 64, only 32"):
+        MoEConfig.from_hf(document | {"head_dim": 64})
+    assert MoEConfig.from_hf(document | {"head_dim": 32}) == PRESETS["quickstart"]
+    for key in ("num_local_experts", "num_key_value_heads", "rope_theta"):
+        with pytest.raises(ValueError, match=f"has no '{key}'"):
+            MoEConfig.from_hf({other: value for other, value in document.items() if other != key})
+
+
+@pytest.mark.parametrize(("key", "value"), [("moe_layer_frequency", 2), ("parallel_attn_mlp_res", False)])
+def test_keys_are_required_whose_default_would_be_another_architecture(key: str, value: object) -> None:
+    document = PRESETS["quickstart"].to_hf()
+    with pytest.raises(ValueError, match=f"{key} is {value}"):
+        MoEConfig.from_hf(document | {key: value})
+    del document[key]
+    with pytest.raises(ValueError, match=f"has no '{key}'"):
         MoEConfig.from_hf(document)
+
+
+@pytest.mark.parametrize("value", [None, "8", 8.5, True])
+def test_sizes_that_are_no_whole_numbers_are_named(value: object) -> None:
+    document = PRESETS["quickstart"].to_hf()
+    for key in ("num_key_value_heads", "residual_intermediate_size"):
+        if (key, value) != ("residual_intermediate_size", None):
+            with pytest.raises(ValueError, match=f"{key} is {value!r}, no whole number"):
+                MoEConfig.from_hf(document | {key: value})
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+        {"rope_scaling": 2.0},
+    ],
+)
+def test_angles_of_another_kind_are_refused(rope: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(rope))} is .*only the type 'default'"):
+        MoEConfig.from_hf(PRESETS["quickstart"].to_hf() | rope)
+
+
+def test_the_base_of_the_angles_is_found_in_either_place() -> None:
+    document = PRESETS["quickstart"].to_hf()
+    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
+    for form in (document | rope, {key: value for key, value in document.items() if key != "rope_theta"} | rope):
+        config = MoEConfig.from_hf(form)
+        assert config.rope_theta == 5e5
+        assert config.to_hf()["rope_theta"] == 5e5, "where the published code looks"
+        assert "rope_parameters" not in config.to_hf()
 
 
 def test_impossible_sizes_are_refused() -> None:
@@ -97,3 +138,6 @@ def test_impossible_sizes_are_refused() -> None:
     for name in ("num_layers", "expert_intermediate_size", "max_positions", "residual_intermediate_size"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1, is 0"):
             MoEConfig(**{name: 0})
+    for name, value in (("rope_theta", 0.0), ("norm_eps", math.nan), ("initializer_range", math.inf)):
+        with pytest.raises(ValueError, match=f"{name} must be positive and finite, is {value}"):
+            MoEConfig(**{name: value})

@@ -55,7 +55,7 @@ def test_a_base_that_cannot_be_read_is_named(job_document: dict[str, Any], base:
         "[1]": r"config\.json: not a JSON object",
         "{}": r"config\.json has no",
         json.dumps(TINY.to_hf() | {"hidden_act": "gelu"}): "hidden_act",
-        json.dumps(TINY.to_hf() | {"hidden_size": "wide"}): "hidden_size is 'wide', no number",
+        json.dumps(TINY.to_hf() | {"hidden_size": "wide"}): "hidden_size is 'wide', no whole number",
     }.items():
         (base / CONFIG_FILE).write_text(content)
         refuse(job_document, base, CheckpointError, message)
