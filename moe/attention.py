@@ -170,9 +170,9 @@ class LayerCache:
 
 
 def rotary_table(config: MoEConfig, positions_T: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine, [T, 1, K] each, computed in fp32 and cast as the published code does."""
+    """Cosine and sine, [T, 1, K] each, computed in fp32 and cast: the published code's bits."""
     exponents = torch.arange(0, config.head_dim, 2, device=positions_T.device, dtype=torch.float32) / config.head_dim
-    angles = positions_T.float()[:, None] / config.rope_theta**exponents
+    angles = positions_T.float()[:, None] * (1.0 / config.rope_theta**exponents)
     angles = torch.cat([angles, angles], -1)[:, None, :]
     return angles.cos().to(dtype), angles.sin().to(dtype)
 

@@ -26,9 +26,10 @@ def tiny_model(
     balancing: Balancing | None = None,
     *,
     activation_checkpointing: bool = False,
+    config: MoEConfig = TINY,
 ) -> HybridModel:
     """Weights ten times the usual, so that every part of the layer matters to the logits."""
-    model = HybridModel(TINY, parallel, balancing, activation_checkpointing=activation_checkpointing)
+    model = HybridModel(config, parallel, balancing, activation_checkpointing=activation_checkpointing)
     initialize(model, seed=0)
     with torch.no_grad():
         for key, tensor in checkpoint_slices(model):

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import moe.attention
 from moe.attention import Documents, Spans, document_attention, varlen_attention
@@ -127,6 +128,18 @@ def test_a_model_computes_the_same_with_the_kernel(model: HybridModel, monkeypat
     # each is as far from the oracle as the parity test allows
     tolerance = 2 * RELATIVE_TOLERANCE * float(expected_TV.abs().max())
     torch.testing.assert_close(logits(model).detach(), expected_TV, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(
+    ("width", "fits"), [(8, True), (128, True), (256, True), (4, False), (12, False), (264, False)]
+)
+def test_the_kernel_is_taken_where_it_can_be(device: str, dtype: torch.dtype, width: int, fits: bool) -> None:
+    """Without a GPU: of tensors that have a device, and no numbers."""
+    with FakeTensorMode():
+        q_THK = torch.empty(3, NUM_HEADS, width, dtype=dtype, device=device)
+        assert moe.attention._has_varlen_kernel(q_THK) == (device == "cuda" and dtype != torch.float32 and fits)
 
 
 def test_several_new_tokens_behind_cached_ones_are_refused() -> None:
