@@ -53,10 +53,16 @@ def read_config(directory: Path) -> MoEConfig:
         FileNotFoundError: there is no `config.json`.
         ValueError: it describes what this package does not compute.
     """
-    return MoEConfig.from_hf(_read_object(directory / CONFIG_FILE))
+    return MoEConfig.from_hf(read_object(directory / CONFIG_FILE))
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """A file's JSON object.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds something else.
+    """
     try:
         document: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:
@@ -117,7 +123,7 @@ class TensorFiles:
 
         Raises:
             FileNotFoundError: the file that the index names is missing.
-            ValueError: there is no such tensor, or its file is damaged.
+            ValueError: there is no such tensor, or its file is damaged or holds one that the index does not name.
         """
         if key not in self._files:
             raise ValueError(f"{self._directory}: no tensor {key}")
@@ -125,6 +131,8 @@ class TensorFiles:
         if path.name not in self._shards:
             self._shards[path.name] = self._stack.enter_context(_open(path))
             self._held[path.name] = set(self._shards[path.name].keys())
+            if unknown := self._held[path.name] - self.keys:
+                raise ValueError(f"{path}: tensor {min(unknown)} is not in {INDEX_FILE}")
         if key not in self._held[path.name]:
             raise ValueError(f"{path}: no tensor {key}")
         tensor: Tensor = self._shards[path.name].get_tensor(key)
@@ -161,20 +169,26 @@ def _open(path: Path):  # type: ignore[no-untyped-def]
 
 
 def _shard_of_key(directory: Path) -> dict[str, str]:
+    """File name by key: the index's, or where there is none, of all files."""
     index = directory / INDEX_FILE
     if index.exists():
-        document = _read_object(index)
-        if "weight_map" not in document:
+        weight_map = read_object(index).get("weight_map")
+        if not isinstance(weight_map, dict):
             raise ValueError(f"{index}: no weight_map")
-        weight_map: dict[str, str] = document["weight_map"]
+        for key, name in weight_map.items():
+            if not isinstance(name, str) or Path(name).name != name:
+                raise ValueError(f"{index}: {key} lies in {name!r}, no file beside the index")
         return weight_map
     shards = sorted(directory.glob("*.safetensors"))
     if not shards:
         raise ValueError(f"{directory}: no safetensors file")
-    keys = {}
+    keys: dict[str, str] = {}
     for path in shards:
         with _open(path) as shard:
-            keys.update(dict.fromkeys(shard.keys(), path.name))
+            for key in shard.keys():  # noqa: SIM118  a handle, no dict
+                if key in keys:
+                    raise ValueError(f"{path}: {key} lies in {keys[key]}, too")
+                keys[key] = path.name
     return keys
 
 

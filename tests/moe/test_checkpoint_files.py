@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,7 +77,11 @@ def _edit(directory: Path, edit) -> None:  # type: ignore[no-untyped-def]
     ("edit", "message"),
     [
         (lambda t: t.pop("model.norm.weight", None), "no tensor model.norm.weight"),
-        (lambda t: t.update({"model.extra": torch.zeros(1)}), "unknown tensor model.extra"),
+        (
+            lambda t: t.update({"model.extra": torch.zeros(1)} if "model.norm.weight" in t else {}),
+            "unknown tensor model.extra",
+        ),
+        (lambda t: t.update({"model.extra": torch.zeros(1)}), "00001.safetensors: model.extra lies in .*00000.* too"),
         (
             lambda t: t.update({"model.norm.weight": torch.zeros(3)} if "model.norm.weight" in t else {}),
             r"model.norm.weight: shape \(3,\), expected \(16,\)",
@@ -83,6 +89,10 @@ def _edit(directory: Path, edit) -> None:  # type: ignore[no-untyped-def]
         (
             lambda t: t["model.norm.weight"].fill_(float("nan")) if "model.norm.weight" in t else None,
             "model.norm.weight: holds NaN",
+        ),
+        (
+            lambda t: t["model.norm.weight"].fill_(-torch.inf) if "model.norm.weight" in t else None,
+            "model.norm.weight: holds NaN or infinity",
         ),
         (
             lambda t: t.update({key: t[key].char() for key in t if key == "model.norm.weight"}),
@@ -100,11 +110,81 @@ def test_a_bad_tensor_is_named(written: Path, edit, message: str) -> None:  # ty
         load_checkpoint(HybridModel(TINY), written)
 
 
-def test_a_truncated_shard_is_named(written: Path) -> None:
+@pytest.mark.parametrize("left", [0, 7, 200, -100])
+def test_a_truncated_shard_is_named(written: Path, left: int) -> None:
+    """Cut to nothing, in the header's length, in the header, in the numbers."""
     shard = min(written.glob("*.safetensors"))
-    shard.write_bytes(shard.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=shard.name):
+    shard.write_bytes(shard.read_bytes()[:left])
+    with pytest.raises(ValueError, match=f"{shard.name}: not a whole safetensors file"):
         load_checkpoint(HybridModel(TINY), written)
+
+
+def test_a_missing_shard_is_named(written: Path) -> None:
+    shard = min(written.glob("*.safetensors"))
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match=shard.name):
+        load_checkpoint(HybridModel(TINY), written)
+
+
+def test_a_tensor_of_a_shard_that_the_index_does_not_name_is_named(written: Path) -> None:
+    shard = min(written.glob("*.safetensors"))
+    save_file(load_file(shard) | {"model.extra": torch.zeros(1)}, shard)
+    with pytest.raises(ValueError, match=f"{shard.name}: tensor model.extra is not in {INDEX_FILE}"):
+        load_checkpoint(HybridModel(TINY), written)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("{", "not JSON"),
+        ("[]", "not a JSON object"),
+        ("{}", "no weight_map"),
+        ('{"weight_map": ["model.norm.weight"]}', "no weight_map"),
+        ('{"weight_map": {"model.norm.weight": 1}}', "model.norm.weight lies in 1, no file beside the index"),
+        ('{"weight_map": {"model.norm.weight": "../secret.safetensors"}}', "no file beside the index"),
+        ('{"weight_map": {"model.norm.weight": "/secret.safetensors"}}', "no file beside the index"),
+    ],
+)
+def test_a_bad_index_is_named(written: Path, index: str, message: str) -> None:
+    (written / INDEX_FILE).write_text(index)
+    with pytest.raises(ValueError, match=f"{INDEX_FILE}: .*{message}"):
+        load_checkpoint(HybridModel(TINY), written)
+
+
+class Trap:
+    """Whoever unpickles it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[Path]]:
+        return Path.touch, (self._path,)
+
+
+def test_nothing_is_unpickled(written: Path, tmp_path: Path) -> None:
+    """Neither beside the shards nor in place of them, under whichever name."""
+    sprung = tmp_path / "sprung"
+    for name in ("pytorch_model.bin", "model.pt", "training_args.bin"):
+        torch.save(Trap(sprung), written / name)
+    load_checkpoint(HybridModel(TINY), written)
+    for shard in written.glob("*.safetensors"):
+        torch.save(Trap(sprung), shard)
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        load_checkpoint(HybridModel(TINY), written)
+    for path in written.glob("model*.*"):
+        path.unlink()
+    with pytest.raises(ValueError, match="no safetensors file"):
+        load_checkpoint(HybridModel(TINY), written)
+    assert not sprung.exists()
+    pickle.loads(pickle.dumps(Trap(sprung)))
+    assert sprung.exists(), "the trap works"
+
+
+class FirstHalf(ExpertParallel):
+    """The place of process 0 of 2, without the other."""
+
+    size = 2  # type: ignore[assignment]
+    rank = 0  # type: ignore[assignment]
 
 
 class SecondHalf(ExpertParallel):
@@ -127,6 +207,28 @@ def test_a_process_reads_its_own_experts_and_the_dense_part_only(
     assert len(read) == len(set(read)) == sum(1 for _ in checkpoint_slices(model)) - 2 * 2 * 3
     for theirs, mine in zip(model.layers, half.layers, strict=True):
         assert torch.equal(mine.block_sparse_moe.experts.w13_EGD, theirs.block_sparse_moe.experts.w13_EGD[2:])
+        assert torch.equal(mine.block_sparse_moe.experts.w2_EDF, theirs.block_sparse_moe.experts.w2_EDF[2:])
+
+
+def test_shards_of_other_processes_experts_need_not_even_be_there(tmp_path: Path) -> None:
+    """Each process's experts in files of its own, as the exports are written."""
+    maps = {}
+    for part, parallel in enumerate((None, SecondHalf())):
+        model = HybridModel(TINY, parallel)
+        initialize(model, seed=0)
+        writer = CheckpointWriter(tmp_path, part)
+        for key, tensor in checkpoint_slices(model):
+            if (".experts." in key and (".experts.2" in key or ".experts.3" in key)) == bool(part):
+                writer.add(key, tensor)
+        writer.flush()
+        maps.update(writer.weight_map)
+    finish_checkpoint(tmp_path, TINY, torch.float32, maps, 0)
+    for path in tmp_path.glob("model-00001-*"):
+        path.unlink()
+    first = HybridModel(TINY, FirstHalf())
+    load_checkpoint(first, tmp_path)
+    with pytest.raises(FileNotFoundError, match="model-00001"):
+        load_checkpoint(HybridModel(TINY, SecondHalf()), tmp_path)
 
 
 LOAD = """
