@@ -9,13 +9,13 @@ differ, so that the experts can specialise. The output projections learn from th
 the second. The router is random. Rejected: copies of the dense MLP as experts, which all get the same gradient as long
 as the router is even, and which need the dense MLP's size.
 
-Tied embeddings are written twice, once as the output head, since the hybrid's are not tied.
+Tied embeddings are written twice, once as the output head, since the hybrid's are not tied. A tensor that the hybrid
+has no place for is refused: without it, the function would be another.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,12 +24,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe.config import MoEConfig
-from moe.hf import CONFIG_FILE, CheckpointWriter, TensorFiles, finish_checkpoint
+from moe.config import MoEConfig, rope_theta_of
+from moe.hf import CONFIG_FILE, CheckpointWriter, TensorFiles, finish_checkpoint, read_object
 
 MODEL_TYPES = ("llama", "mistral")
 _SUPPORTED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "sliding_window": None}
 _RESIDUAL_MLP = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "rms_norm_eps",
+)
+_KEPT = ("bos_token_id", "eos_token_id", "pad_token_id")
+_TOKENIZER_FILES = ("*token*", "vocab.json", "merges.txt", "chat_template*")
+_EMBEDDINGS, _NORM, _HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+_FROM_THE_CONFIG = ".rotary_emb.inv_freq"
+"""Ends the name of a tensor that old checkpoints hold, and whose values follow from the config."""
 
 
 def upcycle(
@@ -45,7 +59,7 @@ def upcycle(
 
     Args:
         source: directory of a Llama-type checkpoint: `config.json` and safetensors, sharded or not.
-        target: directory to write to; made if missing. Tokenizer files are copied.
+        target: directory to write to; made if missing. Tokenizer files are copied, and token ids kept in the config.
         num_experts: of each layer.
         top_k: experts a token.
         expert_intermediate_size: rows of the dense MLP that each expert begins with; by default Arctic's ratio, 19/28
@@ -58,22 +72,35 @@ def upcycle(
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: the checkpoint is of another type, computes what the hybrid does not, or lacks a tensor.
+        ValueError: the checkpoint is of another type, computes what the hybrid does not, lacks a tensor or a size, or
+            has a tensor more.
     """
-    dense = json.loads((source / CONFIG_FILE).read_text())
+    dense = read_object(source / CONFIG_FILE)
     config = _hybrid_config(dense, num_experts, top_k, expert_intermediate_size)
     target.mkdir(parents=True, exist_ok=True)
     writer = CheckpointWriter(target, part=0)
     with TensorFiles(source) as tensors:
-        dtype = tensors.get("model.embed_tokens.weight").dtype
+        _refuse_unknown(tensors.keys, config)
+        dtype = tensors.get(_EMBEDDINGS).dtype
         generator = torch.Generator().manual_seed(seed)
         for key, tensor in _hybrid_tensors(tensors, config, generator):
             writer.add(key, tensor.to(dtype))
+        # as Transformers does, whatever the file may hold beside tied embeddings
+        writer.add(_HEAD, tensors.get(_EMBEDDINGS if dense.get("tie_word_embeddings") else _HEAD).to(dtype))
     writer.flush()
     finish_checkpoint(target, config, dtype, writer.weight_map, writer.num_bytes)
-    for path in [*source.glob("*token*"), *source.glob("chat_template*")]:
+    for path in {path for pattern in _TOKENIZER_FILES for path in source.glob(pattern) if path.is_file()}:
         shutil.copy(path, target)
     return config
+
+
+def _refuse_unknown(keys: frozenset[str], config: MoEConfig) -> None:
+    parts = [*(f"self_attn.{name}_proj" for name in "qkvo"), *(f"mlp.{name}" for name in _RESIDUAL_MLP.values())]
+    parts += ["input_layernorm", "post_attention_layernorm"]
+    of_layers = {f"model.layers.{layer}.{part}.weight" for layer in range(config.num_layers) for part in parts}
+    unknown = {key for key in keys if not key.endswith(_FROM_THE_CONFIG)} - of_layers - {_EMBEDDINGS, _NORM, _HEAD}
+    if unknown:
+        raise ValueError(f"the hybrid has no place for {min(unknown)}")
 
 
 def _hybrid_config(dense: dict[str, Any], num_experts: int, top_k: int, expert_size: int | None) -> MoEConfig:
@@ -82,6 +109,8 @@ def _hybrid_config(dense: dict[str, Any], num_experts: int, top_k: int, expert_s
     for key, supported in _SUPPORTED.items():
         if dense.get(key, supported) != supported:
             raise ValueError(f"{CONFIG_FILE}: {key} is {dense[key]!r}, only {supported!r} is supported")
+    if missing := [key for key in _SIZES if key not in dense]:
+        raise ValueError(f"{CONFIG_FILE} has no {missing[0]!r}")
     hidden_size, num_heads = dense["hidden_size"], dense["num_attention_heads"]
     expert_size = expert_size or max(8, hidden_size * 19 // 28 // 8 * 8)
     if expert_size > dense["intermediate_size"]:
@@ -98,30 +127,22 @@ def _hybrid_config(dense: dict[str, Any], num_experts: int, top_k: int, expert_s
         num_experts=num_experts,
         top_k=top_k,
         max_positions=dense["max_position_embeddings"],
-        rope_theta=_rope_theta(dense),
+        rope_theta=rope_theta_of(dense) or 10_000.0,
         norm_eps=dense["rms_norm_eps"],
         initializer_range=dense.get("initializer_range", 0.02),
         residual_intermediate_size=dense["intermediate_size"],
+        kept={key: dense[key] for key in _KEPT if key in dense},
     )
 
 
-def _rope_theta(dense: dict[str, Any]) -> float:
-    rope = dense.get("rope_parameters") or dense.get("rope_scaling") or {}
-    if (kind := rope.get("rope_type", rope.get("type", "default"))) != "default":
-        raise ValueError(f"{CONFIG_FILE}: rope type is {kind!r}, only 'default' is supported")
-    return float(rope.get("rope_theta", dense.get("rope_theta", 10_000.0)))
-
-
 def _hybrid_tensors(dense: TensorFiles, config: MoEConfig, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
-    embeddings = "model.embed_tokens.weight"
-    yield embeddings, dense.get(embeddings)
+    """All but the output head."""
+    yield _EMBEDDINGS, dense.get(_EMBEDDINGS)
     for layer in range(config.num_layers):
         prefix = f"model.layers.{layer}."
         yield from ((prefix + key, tensor) for key, tensor in _dense_part(dense, prefix))
         yield from ((prefix + key, tensor) for key, tensor in _moe_part(dense, prefix, config, generator))
-    yield "model.norm.weight", dense.get("model.norm.weight")
-    head = "lm_head.weight"
-    yield head, dense.get(head if head in dense.keys else embeddings)
+    yield _NORM, dense.get(_NORM)
 
 
 def _dense_part(dense: TensorFiles, prefix: str) -> Iterator[tuple[str, Tensor]]:
@@ -162,14 +183,17 @@ def main() -> None:
     parser.add_argument("--expert-intermediate-size", type=int, help="by default 19/28 of the hidden size, in eights")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    config = upcycle(
-        options.source,
-        options.target,
-        num_experts=options.num_experts,
-        top_k=options.top_k,
-        expert_intermediate_size=options.expert_intermediate_size,
-        seed=options.seed,
-    )
+    try:
+        config = upcycle(
+            options.source,
+            options.target,
+            num_experts=options.num_experts,
+            top_k=options.top_k,
+            expert_intermediate_size=options.expert_intermediate_size,
+            seed=options.seed,
+        )
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
     print(f"{config.num_params():,} parameters, {config.num_active_params():,} active")  # noqa: T201  a command's answer
 
 

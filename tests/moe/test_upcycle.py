@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from moe.attention import Documents
 from moe.experts import grouped_swiglu
-from moe.hf import load_checkpoint, read_config
+from moe.hf import INDEX_FILE, load_checkpoint, read_config
 from moe.model import HybridModel, PackedBatch
 from moe.upcycle import _hybrid_config, upcycle
 
@@ -103,8 +105,8 @@ def test_equal_seeds_give_equal_bytes(tmp_path: Path) -> None:
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"attention_bias": True}, "attention_bias is True"),
         ({"head_dim": 5}, "head_dim 5"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rope type is 'yarn'"),
-        ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "rope type is 'linear'"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters is {'rope_type': 'yarn'}"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "rope_scaling is {'type': 'linear'}"),
         ({"intermediate_size": 9}, "10 rows of an MLP that has 9"),
     ],
 )
@@ -114,6 +116,74 @@ def test_what_the_hybrid_cannot_compute_is_refused(tmp_path: Path, change: dict[
     (tmp_path / "config.json").write_text(json.dumps(document | change))
     with pytest.raises(ValueError, match=reason):
         upcycle(tmp_path, tmp_path / "hybrid", num_experts=4, expert_intermediate_size=10)
+
+
+def change_tensors(directory: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    [path] = directory.glob("*.safetensors")
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda t: t.update({"model.layers.0.mlp.up_proj.bias": torch.zeros(40)}), "no place for .*up_proj.bias"),
+        (lambda t: t.update({"model.layers.2.input_layernorm.weight": torch.ones(24)}), "no place for .*layers.2"),
+        (lambda t: t.pop("model.layers.1.mlp.up_proj.weight"), "no tensor model.layers.1.mlp.up_proj.weight"),
+        (lambda t: t.pop("lm_head.weight"), "no tensor lm_head.weight"),
+    ],
+)
+def test_tensors_too_many_and_too_few_are_named(
+    tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], object], reason: str
+) -> None:
+    dense_model(tmp_path / "dense", tied=False)
+    change_tensors(tmp_path / "dense", change)
+    with pytest.raises(ValueError, match=reason):
+        upcycle(tmp_path / "dense", tmp_path / "hybrid", num_experts=4, expert_intermediate_size=10)
+    assert not (tmp_path / "hybrid" / INDEX_FILE).exists()
+
+
+def test_what_follows_from_the_config_may_be_there_and_a_tied_head_does_not_count(tmp_path: Path) -> None:
+    dense = dense_model(tmp_path / "dense", tied=True)
+    extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2), "lm_head.weight": torch.ones(40, 24)}
+    change_tensors(tmp_path / "dense", lambda tensors: tensors.update(extra))
+    upcycle(tmp_path / "dense", tmp_path / "hybrid", num_experts=2, expert_intermediate_size=10)
+    assert torch.equal(hybrid_model(tmp_path / "hybrid").lm_head.weight, dense.model.embed_tokens.weight)
+
+
+@pytest.mark.parametrize("key", ["intermediate_size", "rms_norm_eps"])
+def test_a_missing_size_is_named(tmp_path: Path, key: str) -> None:
+    dense_model(tmp_path, tied=False)
+    document = json.loads((tmp_path / "config.json").read_text())
+    del document[key]
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=f"config.json has no '{key}'"):
+        upcycle(tmp_path, tmp_path / "hybrid", num_experts=4, expert_intermediate_size=10)
+
+
+def test_tokenizer_files_token_ids_and_number_type_are_taken_over(tmp_path: Path) -> None:
+    dense_model(tmp_path / "dense", tied=False)
+    document = json.loads((tmp_path / "dense" / "config.json").read_text())
+    (tmp_path / "dense" / "config.json").write_text(json.dumps(document | {"eos_token_id": 7}))
+    names = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"}
+    for name in names | {"chat_template.jinja", "README.md"}:
+        (tmp_path / "dense" / name).write_text(name)
+    change_tensors(tmp_path / "dense", lambda tensors: tensors.update({k: t.half() for k, t in tensors.items()}))
+    upcycle(tmp_path / "dense", tmp_path / "hybrid", num_experts=2, expert_intermediate_size=10)
+    ours = {INDEX_FILE, "config.json", "model-00000-00000.safetensors"}
+    assert {path.name for path in (tmp_path / "hybrid").iterdir()} - ours == names | {"chat_template.jinja"}
+    written = json.loads((tmp_path / "hybrid" / "config.json").read_text())
+    assert (written["eos_token_id"], written["torch_dtype"]) == (7, "float16")
+    assert {t.dtype for t in load_file(tmp_path / "hybrid" / "model-00000-00000.safetensors").values()} == {torch.half}
+
+
+def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "moe.upcycle", str(tmp_path), str(tmp_path / "hybrid"), "--num-experts", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "config.json" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
 
 
 def test_the_command_says_what_came_out(tmp_path: Path) -> None:
