@@ -38,9 +38,16 @@ class ExpertParallel:
 
     Attributes:
         group: their process group; None when this process owns all experts.
+
+    Raises:
+        ValueError: this process is not in the group.
     """
 
     group: dist.ProcessGroup | None = None
+
+    def __post_init__(self) -> None:
+        if self.group is not None and dist.get_rank(self.group) < 0:
+            raise ValueError("this process is not in the group that is to share its experts")
 
     @property
     def size(self) -> int:

@@ -242,6 +242,29 @@ def test_drops_are_counted_apart_from_choices_and_balance_loss() -> None:
     assert limited.loss_sum.equal(unlimited.loss_sum)
 
 
+def test_tokens_behind_the_rows_count_nowhere_and_take_no_room() -> None:
+    """They all want one expert, which would have no room left for a real token."""
+    x_TD = random(20, 16, seed=7)
+    moe_layer = layer().requires_grad_(requires_grad=False)
+    wanted = moe_layer.router(x_TD).experts_TK.flatten().bincount().argmax()
+    padding_TD = 0.5 * moe_layer.router.gate.weight[wanted].expand(30, -1)
+    padded_TD = torch.cat([x_TD, padding_TD])
+    assert (moe_layer.router(padding_TD).experts_TK[:, 0] == wanted).all()
+    out_TD, alone = moe_layer(x_TD, ROW_LENGTHS)
+    padded_out_TD, padded = moe_layer(padded_TD, ROW_LENGTHS)
+    # 50 rows instead of 20 in the gate's product; the experts' is of more rows, too
+    torch.testing.assert_close(padded_out_TD[:20], out_TD, rtol=0, atol=RELATIVE_TOLERANCE * float(out_TD.abs().max()))
+    assert padded.tokens_per_expert_E.equal(alone.tokens_per_expert_E)
+    assert padded.dropped == alone.dropped > 0
+    for name in ("loss_sum", "entropy_sum"):
+        expected = getattr(alone, name)
+        torch.testing.assert_close(getattr(padded, name), expected, rtol=RELATIVE_TOLERANCE, atol=0)
+    counted = moe_layer(padded_TD, (*ROW_LENGTHS, 30))[1]
+    assert counted.dropped > padded.dropped
+    assert counted.entropy_sum > (1 + 100 * RELATIVE_TOLERANCE) * padded.entropy_sum
+    assert counted.loss_sum > (1 + 100 * RELATIVE_TOLERANCE) * padded.loss_sum
+
+
 def test_evaluation_drops_nothing() -> None:
     x_TD = random(20, 16, seed=7)
     expected_TD, _ = layer(None)(x_TD, ROW_LENGTHS)

@@ -179,6 +179,24 @@ def _reads_of_the_host(row: Row, parallel: ExpertParallel) -> int:
     return reads
 
 
+def _layer(parallel: ExpertParallel | None, tokens: range, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Output and gradients of one MoE layer, of so many of eight tokens."""
+    layer = tiny_model(parallel).layers[0].block_sparse_moe.to(dtype)
+    everything = torch.randn(2, 8, TINY.hidden_size, generator=torch.Generator().manual_seed(3)).to(dtype)
+    x_TD, grad_TD = everything[:, tokens.start : tokens.stop]
+    x_TD = x_TD.clone().requires_grad_()
+    out_TD, _ = layer(x_TD, (len(x_TD),))
+    out_TD.backward(grad_TD)
+    w13_EGD, w2_EDF = layer.experts.parameters()
+    results = {"out": out_TD.detach(), "x": x_TD.grad, "w13": w13_EGD.grad, "w2": w2_EDF.grad}
+    assert all(result is not None for result in results.values())
+    return results  # type: ignore[return-value]
+
+
+UNEVEN = (range(5), range(5, 5), range(5, 8), range(8, 8))
+"""Tokens of each process: two have none."""
+
+
 def _rows_sent(row: Row, parallel: ExpertParallel, balancing: Balancing) -> int:
     """Copies, outputs, and the gradients of both, that this process sends to itself and others."""
     sent = []
@@ -229,6 +247,7 @@ class LeftBehind:
     rows_sent: int
     reads: int
     events: list[str]
+    layers: dict[torch.dtype, dict[str, Tensor]]
 
 
 def _process(rank: int, directory: str) -> None:
@@ -255,6 +274,7 @@ def _process(rank: int, directory: str) -> None:
         _rows_sent(row, among_4, DROPPING),
         _reads_of_the_host(row, among_4),
         _events_in_order(row, among_4),
+        {dtype: _layer(among_4, UNEVEN[rank], dtype) for dtype in (torch.float32, torch.bfloat16)},
     )
     torch.save(left, f"{directory}/{rank}")
     dist.destroy_process_group()
@@ -342,6 +362,31 @@ def test_processes_may_have_no_copies_for_their_experts(spread: dict[str, Share]
     alone = share(ONE_TOKEN, ONE_TOKEN)
     assert (alone.copies_LE == 0).sum(1).tolist() == [2] * TINY.num_layers
     assert_same(spread["one token"], alone)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_processes_without_tokens_serve_the_others(dtype: torch.dtype, processes: list[LeftBehind]) -> None:
+    """Each expert gets the rows that it would get on one process, in the same order: the bits are equal.
+
+    Not so the gradients of the tokens, which also come through the gate, a product of as many rows as there are tokens.
+    """
+    alone = _layer(None, range(8), dtype)
+    spread = {name: torch.cat([left.layers[dtype][name] for left in processes]) for name in alone}
+    assert alone["out"].any()
+    for name in ("out", "w13", "w2"):
+        assert spread[name].equal(alone[name]), name
+    rounding = 2 * GRADIENT_TOLERANCE if dtype == torch.float32 else 2 * 2**-8  # of two parts and of their sum
+    assert error(spread["x"].float(), alone["x"].float()) < rounding
+
+
+def test_processes_must_divide_the_experts_and_be_in_the_group() -> None:
+    class OfThree(ExpertParallel):
+        size = 3  # type: ignore[assignment]
+
+    with pytest.raises(ValueError, match="expert-parallel size 3 does not divide 4 experts"):
+        tiny_model(OfThree())
+    with pytest.raises(ValueError, match="this process is not in the group"):
+        ExpertParallel(dist.GroupMember.NON_GROUP_MEMBER)
 
 
 @pytest.mark.parametrize("mutate", MUTATIONS)
