@@ -69,6 +69,11 @@ def elastic_faults(documents: list[Document]) -> list[str]:
     groups = (spec["headGroupSpec"], *spec["workerGroupSpecs"])
     if spec.get("enableInTreeAutoscaling") and any("restartPolicy" in group["template"]["spec"] for group in groups):
         found.append("autoscaler v2 decides about restarts")
+    mounts = {
+        mount["mountPath"] for mount in spec["headGroupSpec"]["template"]["spec"]["containers"][0]["volumeMounts"]
+    }
+    if spec.get("enableInTreeAutoscaling") and "/tmp/ray" in mounts:
+        found.append("KubeRay gives head and autoscaler a common /tmp/ray only where the head has none")
     return found
 
 
@@ -83,6 +88,13 @@ def test_autoscaling_under_kueue_without_the_annotation_is_noticed() -> None:
     assert cluster["spec"]["autoscalerOptions"]["version"] == "v2"
     del cluster["metadata"]["annotations"]
     assert elastic_faults(documents) == ["Kueue lets only elastic jobs grow"]
+
+
+def test_a_head_that_shares_nothing_with_its_autoscaler_is_noticed() -> None:
+    documents = render("32x8-h100+autoscaling")
+    head = one(documents, "RayCluster", "sleddog-ray")["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    head["volumeMounts"].append({"name": "ray", "mountPath": "/tmp/ray"})
+    assert len(elastic_faults(documents)) == 1
 
 
 @pytest.mark.parametrize(("limit", "status"), [("unlimited", 0), ("64", 1)])

@@ -119,6 +119,11 @@ def python_fault(text: str) -> str | None:
     return None
 
 
+def test_guides_fence_their_blocks_so_that_they_are_checked() -> None:
+    indented = [block.place for block in all_blocks() if block.place.startswith("docs/guides/") and not block.language]
+    assert not indented, "\n".join(indented)
+
+
 def test_languages_of_blocks_are_known() -> None:
     strange = [f"{block.place}: {block.language}" for block in all_blocks() if block.language not in LANGUAGES | {""}]
     assert not strange, "\n".join(strange)
