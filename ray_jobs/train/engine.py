@@ -13,6 +13,7 @@ DeepSpeed is imported inside functions: importing it in the driver of a CPU-only
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,13 +36,19 @@ _EXPERTS = "experts"
 
 
 def import_deepspeed() -> Any:
-    """DeepSpeed, without its shared-memory reduction for CPUs.
+    """DeepSpeed, without its shared-memory reduction for CPUs, and without compiling its optimizer Muon.
 
-    That one is compiled at its first use, under a lock file; a worker killed meanwhile leaves the file behind, and
-    every later job on the machine waits for it for ever. gloo reduces as well, and needs no compiler.
+    That reduction is compiled at its first use, under a lock file; a worker killed meanwhile leaves the file behind,
+    and every later job on the machine waits for it for ever. gloo reduces as well, and needs no compiler. Muon is only
+    asked whether our optimizer is one; to mark its functions for PyTorch's compiler would import all of that, two
+    seconds of a processor at every worker's start.
     """
     import deepspeed
+    from deepspeed.runtime import compiler
 
+    compiled, compiler.compile = compiler.compile, lambda: lambda function: function
+    import_module("deepspeed.runtime.zero.muon.original_muon")
+    compiler.compile = compiled
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 

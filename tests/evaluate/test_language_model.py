@@ -23,6 +23,7 @@ from ray_jobs.evaluate.relay import Relay
 from ray_jobs.evaluate.workers import WorkFailedError, on_all, on_first, rank
 from tests.evaluate.conftest import model_of
 from tests.moe.test_parity import RELATIVE_TOLERANCE
+from tests.processes import run_processes
 
 PAIRS = [([3, 1, 4, 1, 5], [9, 2]), ([6], [5]), ([5, 3, 5], [8, 9, 7, 9]), ([2], [7, 1, 8]), ([1, 1], [1])]
 CONVERSATIONS = [[{"role": "user", "content": text}] for text in ("Hi", "What is 3 plus 1?", "4", "What?", "1 plus")]
@@ -147,7 +148,7 @@ def test_processes_share_the_work_and_get_all_of_it(
 ) -> None:
     """Five questions for two processes, then one: those without must go along, for they hold experts."""
     tokenizer.save_pretrained(tmp_path)
-    torch.multiprocessing.spawn(_one_process, (str(tmp_path),), nprocs=2)
+    run_processes(_one_process, str(tmp_path), number=2)
     first, second = (json.loads((tmp_path / f"result-{process}.json").read_text()) for process in range(2))
     relayed = first.pop("relayed")
     assert (relayed, second.pop("relayed")) == ([pytest.approx(first["shared"]["one"][0])], None)

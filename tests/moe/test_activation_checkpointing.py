@@ -18,6 +18,7 @@ from moe.permutation import Permutation
 from tests.moe.conftest import TINY, tiny_model
 from tests.moe.kept import bytes_kept
 from tests.moe.test_parity import LENGTHS, TOKENS, packed
+from tests.processes import run_processes
 
 
 def gradients(parallel: ExpertParallel | None, tokens_T: Tensor, *, recompute: bool) -> tuple[dict[str, Tensor], int]:
@@ -60,7 +61,7 @@ def _compare_gradients(rank: int, directory: str) -> None:
 
 def test_gradients_are_the_same_bits_when_two_processes_share_the_experts(tmp_path: Path) -> None:
     """One that repeated its collectives in another order would wait for ever, or get the other's rows."""
-    torch.multiprocessing.spawn(_compare_gradients, (str(tmp_path),), nprocs=2)
+    run_processes(_compare_gradients, str(tmp_path), number=2)
 
 
 def kept_bytes(num_layers: int, *, recompute: bool, dtype: torch.dtype = torch.float32) -> int:

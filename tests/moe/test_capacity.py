@@ -24,6 +24,7 @@ from moe.model import MoE
 from moe.permutation import Permutation
 from moe.router import Router, Routing
 from tests.moe.test_parity import GRADIENT_TOLERANCE, RELATIVE_TOLERANCE
+from tests.processes import run_processes
 
 CONFIG = MoEConfig(hidden_size=16, num_heads=2, num_kv_heads=2, expert_intermediate_size=24, num_experts=5)
 ROW_LENGTHS = (8, 1, 11)
@@ -90,7 +91,7 @@ def _run_deepspeed(_index: int, path: str) -> None:
 
 
 def test_copies_and_weights_are_those_of_deepspeed(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_run_deepspeed, (f"{tmp_path}/weights",))
+    run_processes(_run_deepspeed, f"{tmp_path}/weights", number=1)
     for factor, expected_TE in zip(FACTORS, torch.load(tmp_path / "weights"), strict=True):
         routing = drop_over_capacity(routed(SKEWED_LOGITS_TE, 2), (61,), factor)
         weights_TE = torch.zeros(61, 8).scatter(1, routing.experts_TK, routing.weights_TK)

@@ -26,6 +26,7 @@ from moe.model import PackedBatch, ResidualMLP
 from moe.router import Routing
 from tests.moe.conftest import TINY, tiny_model
 from tests.moe.test_parity import GRADIENT_TOLERANCE, RELATIVE_TOLERANCE
+from tests.processes import run_processes
 
 K = 0.5
 """Of the balance loss: large, so that its share of the gradient shows."""
@@ -283,7 +284,7 @@ def _process(rank: int, directory: str) -> None:
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> list[LeftBehind]:
     directory = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.spawn(_process, (str(directory),), nprocs=4)
+    run_processes(_process, str(directory), number=4)
     return [torch.load(directory / f"{rank}", weights_only=False) for rank in range(4)]
 
 

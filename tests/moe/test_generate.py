@@ -23,6 +23,7 @@ from moe.sampling import Sampling
 from tests.moe.conftest import TINY, tiny_model
 from tests.moe.test_attention import described_kernel
 from tests.moe.test_parity import RELATIVE_TOLERANCE
+from tests.processes import run_processes
 
 PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2]]
 NUM_NEW = 8
@@ -192,7 +193,7 @@ def _generate_own(rank: int, directory: str) -> None:
 
 def test_processes_that_share_experts_answer_prompts_of_their_own(model: HybridModel, tmp_path: Path) -> None:
     """One ends after three tokens, then one has no prompt at all: it goes along, or the other waits for its experts."""
-    torch.multiprocessing.spawn(_generate_own, (str(tmp_path),), nprocs=2)
+    run_processes(_generate_own, str(tmp_path), number=2)
     first, second = (torch.load(tmp_path / f"answers-{rank}") for rank in range(2))
     expected = expected_answers(model)
 

@@ -11,6 +11,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tests.processes import run_processes
+
 NUM_WORKERS = 4
 
 
@@ -34,5 +36,5 @@ def _process(rank: int, directory: str) -> None:
 def four_workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Each worker's results, by the module's subject."""
     directory = tmp_path_factory.mktemp("four")
-    torch.multiprocessing.spawn(_process, (str(directory),), nprocs=NUM_WORKERS)
+    run_processes(_process, str(directory), number=NUM_WORKERS)
     return [json.loads((directory / f"result-{rank}.json").read_text()) for rank in range(NUM_WORKERS)]

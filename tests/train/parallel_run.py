@@ -1,8 +1,7 @@
-"""A short real training run on any number of gloo processes, for the parity tests; run by `torch.distributed.run`.
+"""A short real training run on any number of gloo processes, for the parity tests.
 
-    parallel_run.py OUT EXPERT_PARALLEL STEPS [--batch-rows N] [--precision bf16] [--gradients]
-                    [--normalise-per-worker]
-                    [--break-step STEP]
+    OUT EXPERT_PARALLEL STEPS [--batch-rows N] [--precision bf16] [--gradients] [--normalise-per-worker]
+                              [--break-step STEP]
 
 Resumes from the newest checkpoint below OUT. Leaves in OUT: a checkpoint after every second step, weights, with
 `--gradients` those of the last step, and `result-<rank>.json` with losses, norms and weight hashes.
@@ -15,6 +14,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator
 from copy import deepcopy
@@ -129,7 +129,8 @@ def _spoil(_module: Any, _arguments: Any, outputs: tuple[torch.Tensor, Any]) -> 
     return outputs[0] * (math.inf if dist.get_rank() == 0 else 1.0), outputs[1]
 
 
-def main() -> None:
+def work(rank: int, num_workers: int, arguments: list[str]) -> None:
+    """One of the processes."""
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("expert_parallel", type=int)
@@ -139,11 +140,10 @@ def main() -> None:
     parser.add_argument("--gradients", action="store_true")
     parser.add_argument("--normalise-per-worker", action="store_true", help="the mutation that a parity test must see")
     parser.add_argument("--break-step", type=int, help="at which worker 0's activations become infinite")
-    options = parser.parse_args()
-    os.environ["DS_ACCELERATOR"] = "cpu"
+    options = parser.parse_args(arguments)
+    os.environ["LOCAL_RANK"] = str(rank)
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    rank, num_workers = dist.get_rank(), dist.get_world_size()
+    dist.init_process_group("gloo", init_method=f"file://{options.out}/store", rank=rank, world_size=num_workers)
     model = HybridModel(CONFIG, expert_parallel_group(options.expert_parallel))
     initialize(model, seed=0)
     if options.normalise_per_worker:
@@ -194,6 +194,7 @@ def main() -> None:
         "updates": state.updates,
         "balances": balances,
         "hash": weight_hash(model),
+        "has_compiler": "torch._inductor.compile_fx" in sys.modules,
         "last_step": described | {"step_s": step_s, "peak_memory_bytes": peak_memory_bytes("cpu")},
     }
     (options.out / f"result-{rank}.json").write_text(json.dumps(result))
@@ -201,7 +202,3 @@ def main() -> None:
     dense = {key: tensor.clone() for key, tensor in checkpoint_slices(model)}
     torch.save(dense, options.out / f"weights-{rank}.pt")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

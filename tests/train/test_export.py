@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +25,7 @@ from ray_jobs.train.read_back import CHECKSUMS_FILE, describe_tensor
 from service.errors import CheckpointError
 from service.rows.formats import Turn
 from tests.moe.conftest import TINY, tiny_model
+from tests.processes import run_processes
 
 EXPERT = "model.layers.1.block_sparse_moe.experts.2.w1.weight"
 OTHER_EXPERT = "model.layers.1.block_sparse_moe.experts.3.w1.weight"
@@ -319,7 +319,7 @@ def test_the_logits_tell_a_loader_that_is_wrong(
         run_export(directory)
 
 
-def _export_half(directory: Path, rank: int) -> None:
+def _export_half(rank: int, directory: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
     torch.set_num_threads(1)
     model = tiny_model(ExpertParallel(dist.group.WORLD))
@@ -328,13 +328,7 @@ def _export_half(directory: Path, rank: int) -> None:
 
 
 def test_two_workers_with_half_the_experts_each_export_the_whole(directory: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_export_half, args=(directory, rank)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert [worker.exitcode for worker in workers] == [0, 0]
+    run_processes(_export_half, directory, number=2)
     path = exported(directory)
     document = committed_export(RunDirectory(f"{directory}/run"))
     assert document is not None

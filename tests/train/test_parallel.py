@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.processes import run_processes
+from tests.train import parallel_run
 from tests.train.parallel_run import ADAM_EPS, BALLAST, CLIP_NORM, LEARNING_RATE
 
 pytestmark = pytest.mark.slow
-SCRIPT = Path(__file__).parent / "parallel_run.py"
 STEPS = 7
 
 # Sums of at most 4 rows' gradients, and reductions over 50 outputs, taken in another order: each step's loss is
@@ -33,10 +32,9 @@ def launch(
     out: Path, num_workers: int, expert_parallel: int, *options: str, steps: int = STEPS
 ) -> list[dict[str, Any]]:
     out.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_workers}"]
-    command += [str(SCRIPT), str(out), str(expert_parallel), str(steps), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_processes(
+        parallel_run.work, num_workers, [str(out), str(expert_parallel), str(steps), *options], number=num_workers
+    )
     return [json.loads((out / f"result-{rank}.json").read_text()) for rank in range(num_workers)]
 
 
@@ -181,3 +179,9 @@ def test_every_spread_counts_the_same_operations_and_the_largest_memory(
     # worker 1 holds BALLAST more than worker 0; the kernel's own count may be off by some pages of each thread
     assert told.pop() == pytest.approx(max(later), abs=0.1 * BALLAST)
     assert later[1] - later[0] > 0.5 * BALLAST
+
+
+def test_no_worker_loads_the_compiler_of_an_optimizer_that_it_does_not_use(
+    alone: tuple[Path, dict[str, Any]], spread: tuple[Path, list[dict[str, Any]]]
+) -> None:
+    assert [result["has_compiler"] for result in (alone[1], *spread[1])] == [False] * 3

@@ -33,6 +33,7 @@ from ray_jobs.train.proofs import Proof, prove, prove_data, prove_step_count, re
 from service.errors import ProofError
 from service.spec.job import JobSpec
 from tests.moe.conftest import tiny_model
+from tests.processes import run_processes
 from tests.train.parallel_run import NUM_ROWS, job_spec, normalise_per_worker, packed_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # the four workers start with the first of them
@@ -235,7 +236,7 @@ def data_proofs() -> list[Proof]:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     directory = tmp_path_factory.mktemp("two")
-    torch.multiprocessing.spawn(_process, (str(directory),), nprocs=2)
+    run_processes(_process, str(directory), number=2)
     first, other = (json.loads((directory / f"result-{rank}.json").read_text()) for rank in range(2))
     assert str(other) == str(first), "all workers come to the same verdict"
     return first

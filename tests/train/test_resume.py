@@ -17,6 +17,7 @@ import ray_jobs.train.resume
 from ray_jobs.train.checkpoint import MANIFEST_FILE, Manifest, TrainingState, load_checkpoint, read_manifest
 from ray_jobs.train.resume import checkpoints_newest_first, resume
 from service.errors import CheckpointError
+from tests.processes import run_processes
 
 
 def write_checkpoint(directory: Path, step: int) -> Path:
@@ -112,7 +113,7 @@ def _resume(rank: int, directory: str, gone_everywhere: bool) -> None:
 
 
 def resumed(directory: Path, *, gone_everywhere: bool = False) -> list[Any]:
-    torch.multiprocessing.spawn(_resume, (str(directory), gone_everywhere), nprocs=2)
+    run_processes(_resume, str(directory), gone_everywhere, number=2)
     return [json.loads((directory / f"outcome-{rank}").read_text()) for rank in range(2)]
 
 
