@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 
+from tests.deploy.network import selects
 from tests.deploy.rendering import RENDERINGS, Document, one, render
 
 
@@ -115,6 +116,35 @@ def test_no_autoscaler_of_nodes_drains_one_that_trains(rendering: str) -> None:
         annotations = group["template"]["metadata"]["annotations"]
         assert annotations["karpenter.sh/do-not-disrupt"] == "true"
         assert annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
+
+
+@pytest.mark.parametrize("rendering", [rendering for rendering in RENDERINGS if rendering.startswith("32x8")])
+def test_workers_are_one_a_node_and_all_in_one_zone(rendering: str) -> None:
+    [group] = one(render(rendering), "RayCluster", "sleddog-ray")["spec"]["workerGroupSpecs"]
+    given = {"ray.io/cluster": "sleddog-ray", "ray.io/node-type": "worker", "ray.io/group": group["groupName"]}
+    labels, spec = group["template"]["metadata"]["labels"] | given, group["template"]["spec"]
+    [spread] = spec["topologySpreadConstraints"]
+    assert (spread["maxSkew"], spread["topologyKey"]) == (1, "kubernetes.io/hostname")
+    assert spread["whenUnsatisfiable"] == "DoNotSchedule"
+    [zone] = spec["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert zone["topologyKey"] == "topology.kubernetes.io/zone"
+    assert selects(spread["labelSelector"], labels)
+    assert selects(zone["labelSelector"], labels), "else the first worker waits for ever"
+    assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in spec["tolerations"]
+
+
+def test_a_worker_has_all_network_cards_of_its_node() -> None:
+    for rendering, card, count in (
+        ("32x8-h100", "vpc.amazonaws.com/efa", "32"),
+        ("32x8-h100+infiniband", "rdma/hca_shared_devices_a", "1"),
+    ):
+        [group] = one(render(rendering), "RayCluster", "sleddog-ray")["spec"]["workerGroupSpecs"]
+        container = group["template"]["spec"]["containers"][0]
+        assert container["resources"]["requests"] == container["resources"]["limits"], (
+            "else no huge pages, no pinned CPUs"
+        )
+        assert container["resources"]["limits"][card] == count
+        assert ({"name": "FI_PROVIDER", "value": "efa"} in container["env"]) == (rendering == "32x8-h100")
 
 
 def test_a_worker_fits_its_node_and_its_shared_memory() -> None:

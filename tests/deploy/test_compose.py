@@ -8,6 +8,7 @@ import stat
 import subprocess
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -130,6 +131,41 @@ def test_commands_of_the_control_plane_exist(composition: Composition) -> None:
         sleddog_options({"environment": {}, "command": ["serve", "--open-metric"]})
 
 
+def cannot_start(composition: Composition) -> list[str]:
+    """Services that wait for what never comes: the health of one without a check, the end of one that restarts."""
+    found, services = [], composition["services"]
+    for name, service in services.items():
+        for other, wait in service.get("depends_on", {}).items():
+            target = services[other]
+            check = target.get("healthcheck", {"test": True} if target["image"].startswith("sleddog/") else {})
+            if wait["condition"] == "service_healthy" and (check.get("disable") or "test" not in check):
+                found.append(f"{name}: {other} tells no health")
+            if wait["condition"] == "service_completed_successfully" and "restart" in target:
+                found.append(f"{name}: {other} starts again and again")
+    return found
+
+
+def test_services_start_in_their_order(composition: Composition) -> None:
+    assert cannot_start(composition) == []
+    waits = {name: set(service.get("depends_on", {})) for name, service in composition["services"].items()}
+    assert waits["control-plane"] == {"migrate", "ray-head"}
+    assert waits["migrate"] == {"postgres"}
+    assert waits["ray-worker"] == {"ray-head"}
+
+
+def test_a_service_that_would_wait_for_ever_is_noticed(composition: Composition) -> None:
+    services = composition["services"]
+    del services["postgres"]["healthcheck"]
+    services["migrate"]["restart"] = "unless-stopped"
+    services["ray-head"]["healthcheck"] = {"disable": True}
+    assert cannot_start(composition) == [
+        "migrate: postgres tells no health",
+        "control-plane: migrate starts again and again",
+        "control-plane: ray-head tells no health",
+        "ray-worker: ray-head tells no health",
+    ]
+
+
 def ray_options(command: list[str]) -> dict[str, Any]:
     """Options of `ray start`, as the Ray that is installed reads them."""
     assert command[:2] == ["ray", "start"]
@@ -172,18 +208,28 @@ def test_prometheus_and_grafana_find_what_their_files_name(composition: Composit
     prometheus = yaml.safe_load((COMPOSE / "../observe/prometheus.yml").read_text())
     mounted = {volume.split(":")[1] for volume in services["prometheus"]["volumes"]}
     assert {f"/etc/prometheus/{name}" for name in prometheus["rule_files"]} <= mounted
-    hosts = {
-        target.split(":")[0]
-        for job in prometheus["scrape_configs"]
-        for group in job["static_configs"]
-        for target in group["targets"]
+    targets = {
+        target for job in prometheus["scrape_configs"] for group in job["static_configs"] for target in group["targets"]
     }
-    assert hosts == {"control-plane", "ray-head"}
+    head = ray_options(services["ray-head"]["command"])
+    port = sleddog_options(services["control-plane"])["port"]
+    assert targets == {f"control-plane:{port}", f"ray-head:{head['metrics_export_port']}"}
     provisioning = COMPOSE / "../observe/grafana/provisioning"
     [provider] = yaml.safe_load((provisioning / "dashboards/sleddog.yaml").read_text())["providers"]
     assert provider["options"]["path"] in {volume.split(":")[1] for volume in services["grafana"]["volumes"]}
     [source] = yaml.safe_load((provisioning / "datasources/prometheus.yaml").read_text())["datasources"]
     assert source["url"] == "http://prometheus:9090"
+
+
+def test_the_control_plane_finds_its_database(composition: Composition) -> None:
+    services = composition["services"]
+    url = urlsplit(services["control-plane"]["environment"]["SLEDDOG_DATABASE_URL"])
+    of_postgres = services["postgres"]["environment"]
+    assert (url.hostname, url.username) == ("postgres", of_postgres["POSTGRES_USER"])
+    assert url.path == f"/{of_postgres['POSTGRES_DB']}"
+    assert url.password is None, "which is in the file of PGPASSFILE"
+    line = f"{url.hostname}:5432:{url.path[1:]}:{url.username}:%s"
+    assert line in (COMPOSE / "make-secrets.sh").read_text()
 
 
 def test_secrets_are_made_once_and_for_their_owner_only(tmp_path: Path, composition: Composition) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.deploy.rendering import KUBERNETES, OVERLAYS, ROOT, Document, find_kubectl, pod_templates, render
+from tests.deploy.rendering import KUBERNETES, OVERLAYS, ROOT, Document, find_kubectl, one, pod_templates, render
 from tests.docs.command_lines import simple_commands
 from tests.docs.pages import SHELLS, blocks, page_paths
 
@@ -96,6 +96,15 @@ def needed_secrets(documents: list[Document]) -> Keys:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_guide_makes_the_secrets_that_the_manifests_read_and_no_others(overlay: str) -> None:
     assert made_secrets(section(SECTIONS[overlay])) == needed_secrets(render(overlay))
+
+
+def test_the_guide_leads_to_the_database_in_the_cluster() -> None:
+    documents = render("local")
+    found = re.findall(r'url="postgresql://(\w+):\$password@(\w+)/(\w+)"', section(SECTIONS["local"]))
+    container = one(documents, "StatefulSet", "postgres")["spec"]["template"]["spec"]["containers"][0]
+    variables = {item["name"]: item.get("value") for item in container["env"]}
+    service = one(documents, "Service", "postgres")["metadata"]["name"]
+    assert found == [(variables["POSTGRES_USER"], service, variables["POSTGRES_DB"])]
 
 
 def test_a_wrong_key_on_either_side_is_noticed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 import re
 import shlex
 import subprocess
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 
 from deploy.images import pins
+from tests.deploy import commands
 from tests.deploy.rendering import ROOT
 
 IMAGES = ROOT / "deploy" / "images"
@@ -97,6 +100,19 @@ def test_images_run_as_a_number_that_is_not_root_and_tell_their_health(file: Pat
     assert len([words for words in stage if words[0] == "HEALTHCHECK"]) == 1
     labels = {word.partition("=")[0] for words in stage if words[0] == "LABEL" for word in words}
     assert {f"org.opencontainers.image.{name}" for name in ("title", "licenses", "version", "revision")} <= labels
+
+
+def test_an_image_asks_after_its_health_where_it_listens() -> None:
+    text = (IMAGES / "control-plane.Dockerfile").read_text()
+    [command] = re.findall(r"^CMD (\[.*\])$", text, re.MULTILINE)
+    port = commands.parse(json.loads(command))["port"]
+    assert (
+        re.findall(r"http://127\.0\.0\.1:(\d+)/healthz", text)
+        == re.findall(r"^EXPOSE (.*)", text, re.MULTILINE)
+        == [str(port)]
+    )
+    text = (IMAGES / "ray.Dockerfile").read_text()
+    assert re.findall(r"http://127\.0\.0\.1:(\d+)/api/healthz", text) == [str(DEFAULT_DASHBOARD_AGENT_LISTEN_PORT)]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

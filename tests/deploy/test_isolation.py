@@ -119,6 +119,19 @@ def test_without_its_policy_ray_is_open() -> None:
     assert may_reach(rest, {}, HEAD, 8265, {"kubernetes.io/metadata.name": "other"})
 
 
+def test_pods_have_an_identity_for_storage_and_no_keys() -> None:
+    documents = render("32x8-h100")
+    for name, template in pod_templates(documents).items():
+        if name == "Job/sleddog-migrate":
+            continue
+        account = one(documents, "ServiceAccount", template["spec"]["serviceAccountName"])
+        assert account["metadata"]["annotations"]["eks.amazonaws.com/role-arn"].startswith("arn:aws:iam::"), name
+        variables = {item["name"] for container in containers_of(template) for item in container.get("env", ())}
+        assert not [variable for variable in variables if variable.startswith("AWS_")], name
+    roles = [item["metadata"]["annotations"] for item in documents if item["kind"] == "ServiceAccount"]
+    assert len({role["eks.amazonaws.com/role-arn"] for role in roles}) == 2, "the control plane needs less than Ray"
+
+
 def test_redis_is_reached_where_the_head_keeps_its_memory_there() -> None:
     for rendering in RENDERINGS:
         options = one(render(rendering), "RayCluster", "sleddog-ray")["spec"].get("gcsFaultToleranceOptions", {})

@@ -226,6 +226,41 @@ def test_service_is_monitored_at_a_port_that_it_has() -> None:
             assert {"name": "metrics", "containerPort": 8080} in template["spec"]["containers"][0]["ports"]
 
 
+def test_nodes_of_ray_are_monitored_at_a_port_that_they_have() -> None:
+    documents = render("32x8-h100")
+    monitor = one(documents, "PodMonitor", "sleddog-ray")["spec"]
+    assert selects(
+        monitor["selector"], {"ray.io/cluster": one(documents, "RayCluster", "sleddog-ray")["metadata"]["name"]}
+    )
+    [endpoint] = monitor["podMetricsEndpoints"]
+    for name, template in pod_templates(documents).items():
+        if name.startswith("sleddog-ray/"):
+            ports = {port["name"] for port in template["spec"]["containers"][0]["ports"]}
+            assert endpoint["port"] in ports, name
+
+
+def test_the_control_plane_finds_rays_head(documents: list[Document]) -> None:
+    [settings] = [item["data"] for item in documents if item["metadata"]["name"].startswith("sleddog-settings")]
+    cluster = one(documents, "RayCluster", "sleddog-ray")
+    ports = cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["ports"]
+    [port] = [item["containerPort"] for item in ports if item["name"] == "dashboard"]
+    service = f"{cluster['metadata']['name']}-head-svc"  # KubeRay's name for it
+    assert settings["SLEDDOG_RAY_DASHBOARD_URL"] == f"http://{service}:{port}"
+
+
+def test_requests_come_in_where_the_control_plane_listens(documents: list[Document]) -> None:
+    container = one(documents, "Deployment", "sleddog-control-plane")["spec"]["template"]["spec"]["containers"][0]
+    [port] = container["ports"]
+    assert port["containerPort"] == commands.parse(container["args"])["port"]
+    assert {item["targetPort"] for item in one(documents, "Service", "sleddog")["spec"]["ports"]} == {port["name"]}
+
+
+def test_the_schema_is_migrated_ahead_of_the_rest(documents: list[Document]) -> None:
+    annotations = one(documents, "Job", "sleddog-migrate")["metadata"]["annotations"]
+    assert annotations["argocd.argoproj.io/hook"] == "PreSync"
+    assert annotations["argocd.argoproj.io/hook-delete-policy"] == "BeforeHookCreation"
+
+
 def test_alerts_and_dashboards_are_those_of_the_observed_files() -> None:
     documents, observe = render("32x8-h100"), ROOT / "deploy" / "observe"
     rules = yaml.safe_load((observe / "alerts.yaml").read_text())

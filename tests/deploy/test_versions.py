@@ -74,6 +74,26 @@ def test_cuda_is_the_same_in_bases_and_libraries() -> None:
     assert f"CUDA {releases['bases'].pop().rpartition('.')[0]}" in (GUIDES / "deploy.md").read_text()
 
 
+def test_libraries_of_cuda_are_those_of_the_pinned_pytorch() -> None:
+    head = (ROOT / "deploy" / "images" / "cuda.txt").read_text().partition("\n")[0]
+    assert f" torch {LOCK['torch']} " in head, "look up what that torch needs, and say so"
+
+
+def test_images_of_others_are_the_same_in_compose_and_manifests() -> None:
+    services = yaml.safe_load((ROOT / "deploy" / "compose" / "compose.yaml").read_text())["services"]
+    composed = {service["image"] for service in services.values()}
+    for rendering in RENDERINGS:
+        for template in pod_templates(render(rendering)).values():
+            for container in containers_of(template):
+                assert "sleddog/" in container["image"] or container["image"] in composed, container["image"]
+
+
+def test_the_operator_that_the_guide_installs_is_the_one_that_it_names() -> None:
+    guide = (GUIDES / "deploy.md").read_text()
+    named = set(re.findall(r"\[KubeRay\]\([^)]*\) (\d+\.\d+)", guide))
+    assert set(re.findall(r"kuberay-helm/ --version (\d+\.\d+)\.\d+", guide)) == named == {"1.7"}
+
+
 def test_pythons_are_those_that_the_tests_run_on() -> None:
     for path in (ROOT / "deploy" / "images").glob("*.Dockerfile"):
         assert set(re.findall(r"^FROM python:(\d+\.\d+)\.\d+-", path.read_text(), re.MULTILINE)) == {"3.11"}
