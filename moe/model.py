@@ -29,6 +29,21 @@ from moe.functional import gate, rms_norm
 from moe.router import Router
 
 
+@dataclass(frozen=True)
+class PackedBatch:
+    """Packed rows laid one after another, without padding.
+
+    Attributes:
+        tokens_T: int64 token ids.
+        documents: borders of the documents, for attention.
+        row_lengths: tokens of each packed row, for the balance loss; what lies behind the rows counts nowhere.
+    """
+
+    tokens_T: Tensor
+    documents: Documents
+    row_lengths: tuple[int, ...]
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm with a weight."""
 
@@ -110,21 +125,6 @@ class HybridLayer(nn.Module):
         returning = moe.run_experts(dispatched)
         r_TD = a_TD + self.residual_mlp(self.residual_layernorm(a_TD))
         return r_TD + combine(returning, dispatched), balance
-
-
-@dataclass(frozen=True)
-class PackedBatch:
-    """Packed rows laid one after another, without padding.
-
-    Attributes:
-        tokens_T: int64 token ids.
-        documents: borders of the documents, for attention.
-        row_lengths: tokens of each packed row, for the balance loss; what lies behind the rows counts nowhere.
-    """
-
-    tokens_T: Tensor
-    documents: Documents
-    row_lengths: tuple[int, ...]
 
 
 class HybridModel(nn.Module):
