@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from moe.attention import Documents
 from moe.config import Tuning
+from moe.experts import Experts, grouped_swiglu
 from moe.freeze import freeze
 from moe.model import HybridModel, PackedBatch
 
@@ -44,3 +47,37 @@ def test_a_routers_gradient_is_the_same_if_it_alone_is_trained(model: HybridMode
     alone = gradients()
     assert alone.keys() == of_all.keys()
     assert all(torch.equal(gradient, of_all[name]) and gradient.any() for name, gradient in alone.items())
+
+
+class GroupedProducts(TorchDispatchMode):
+    """Counts them, seen below autograd."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.count += func is torch.ops.aten._grouped_mm.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("tuning", "num_backward"), [("full", 4), ("frozen_moe", 2), ("router_only", 2)])
+def test_frozen_experts_cost_no_grouped_products_for_their_weights(
+    tuning: Tuning, num_backward: int, model: HybridModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On GPUs: two forward; backward two for what came in, and two for weights that are trained.
+
+    Where only routers are trained, the first layer's experts have nothing below them that is.
+    """
+    monkeypatch.setattr(
+        Experts, "forward", lambda self, x_MD, counts_E: grouped_swiglu(x_MD, self.w13_EGD, self.w2_EDF, counts_E)
+    )
+    freeze(model, tuning)
+    layers = model.config.num_layers
+    with GroupedProducts() as products:
+        hidden_TD, _ = model(PackedBatch(torch.arange(9), Documents.from_lengths([9]), (9,)))
+        assert products.count == 2 * layers
+        hidden_TD.square().sum().backward()
+    assert products.count == 2 * layers + num_backward * (layers - (tuning == "router_only"))

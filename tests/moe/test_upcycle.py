@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from moe.attention import Documents
 from moe.experts import grouped_swiglu
@@ -83,10 +84,32 @@ def test_experts_differ_and_learn_from_the_first_step(tmp_path: Path) -> None:
     for first in range(4):
         for second in range(first):
             assert not torch.equal(experts.w13_EGD[first], experts.w13_EGD[second])
+    gates = [layer.block_sparse_moe.router.gate.weight for layer in hybrid.layers]
+    for gate_ED in gates:  # of 96 numbers of deviation 0.3: five times its own error of 7 %
+        assert 0.65 < gate_ED.std() / 0.3 < 1.35, "a router that is all alike sends all tokens to the same experts"
+    assert not torch.equal(*gates)
     logits(hybrid).logsumexp(-1).sum().backward()  # type: ignore[no-untyped-call]
     gradient_EDF = experts.w2_EDF.grad
     assert gradient_EDF is not None
     assert all(gradient_DF.any() for gradient_DF in gradient_EDF)
+
+
+def test_experts_begin_with_pairs_of_the_dense_mlps_rows_behind_its_norm(tmp_path: Path) -> None:
+    dense = dense_model(tmp_path / "dense", tied=False)
+    upcycle(tmp_path / "dense", tmp_path / "hybrid", num_experts=3, expert_intermediate_size=10)
+    for layer, theirs in zip(hybrid_model(tmp_path / "hybrid").layers, dense.model.layers, strict=True):
+        assert torch.equal(layer.post_attention_layernorm.weight, theirs.post_attention_layernorm.weight)
+        pairs = {(*gate, *up) for gate, up in zip(*(rows(theirs.mlp, part) for part in ("gate", "up")), strict=True)}
+        for w13_GD in layer.block_sparse_moe.experts.w13_EGD.tolist():
+            picked = {(*gate, *up) for gate, up in zip(w13_GD[:10], w13_GD[10:], strict=True)}
+            assert len(picked) == 10, "none twice"
+            assert picked <= pairs
+
+
+def rows(mlp: LlamaMLP, part: str) -> list[list[float]]:
+    """Of one of its projections."""
+    numbers: list[list[float]] = getattr(mlp, f"{part}_proj").weight.tolist()
+    return numbers
 
 
 def test_equal_seeds_give_equal_bytes(tmp_path: Path) -> None:
