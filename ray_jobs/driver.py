@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 
 import ray
 
+from ray_jobs.fence import Fence, claim_attempt
 from ray_jobs.run_directory import EventWriter, RunDirectory
-from service.errors import SleddogError
+from service.errors import SleddogError, SupersededError
 from service.spec.event import ALIVE_INTERVAL_S
 
 _PROGRESS_INTERVAL_S = 0.25
@@ -36,8 +37,8 @@ def drive(module: str, work: Work, arguments: Sequence[str] | None = None) -> in
         arguments: of the command line.
 
     Returns:
-        0, or 1 where another driver has started this attempt; what the work raises is told as the last event, and
-        raised on.
+        0, or 1 where another driver has started this attempt, or a later one; what the work raises is told as the last
+        event, and raised on.
     """
     parser = argparse.ArgumentParser(prog=f"python -m {module}")
     parser.add_argument("--run-url", required=True, help="run directory, with the spec in it")
@@ -45,20 +46,31 @@ def drive(module: str, work: Work, arguments: Sequence[str] | None = None) -> in
     options = parser.parse_args(arguments)
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     run = RunDirectory(options.run_url)
-    if not run.claim_attempt(options.attempt):
+    if not claim_attempt(run, options.attempt):
         _logger.error("attempt %d was started before, and may still run; this driver leaves it alone", options.attempt)
         return 1  # without a word: the control plane starts the next attempt, which the first one cannot disturb
-    with EventWriter(run, "driver", options.attempt, alive_interval_s=ALIVE_INTERVAL_S) as events:
+    try:
+        _attempt(run, work, options.attempt)
+    except SupersededError as error:
+        _logger.error("this driver ends itself: %s", error)  # noqa: TRY400  its trace says nothing more
+        return 1
+    return 0
+
+
+def _attempt(run: RunDirectory, work: Work, attempt: int) -> None:
+    fence = Fence(run, attempt)
+    with EventWriter(run, "driver", attempt, alive_interval_s=ALIVE_INTERVAL_S, fence=fence) as events:
         events.emit("job.started")
         events.flush()
         try:
             ray.init(logging_level=logging.WARNING)
-            report = work(run, events, options.attempt)
+            report = work(run, events, attempt)
+        except SupersededError:
+            raise
         except Exception as error:
             _report_failure(events, error)
             raise
         events.emit("job.finished", report=report)
-    return 0
 
 
 class PrepareProgress:

@@ -1,7 +1,7 @@
 """The run directory: all that a job leaves behind, on any filesystem that fsspec knows.
 
     <root>/<job id>/spec.json            the JobSpec
-                    attempts/<n>         says that attempt n was started
+                    attempts/            says which attempts and workers were started (`ray_jobs.fence`)
                     events/*.jsonl       immutable numbered segments (`service.spec.event`)
                     checkpoints/         Ray Train's storage, a folder an attempt
                     evals/*.json         held-out loss, samples and routing, before, during and after
@@ -38,18 +38,28 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from service.spec.event import EVENTS_DIRECTORY, REPORT_FILE, SPEC_FILE, Event, EventType, segment_name
+from service.errors import SupersededError
+from service.spec.event import (
+    EVENTS_DIRECTORY,
+    REPORT_FILE,
+    SPEC_FILE,
+    Event,
+    EventType,
+    segment_name,
+)
 from service.spec.job import JobSpec
 from service.spec.sweep import SweepSpec
 
+if TYPE_CHECKING:
+    from ray_jobs.fence import Fence
+
 CHECKPOINTS_DIRECTORY = "checkpoints"
-ATTEMPTS_DIRECTORY = "attempts"
 
 _logger = logging.getLogger(__name__)
 
@@ -106,27 +116,6 @@ class RunDirectory:
             content: bytes = file.read()
         return content
 
-    def claim_attempt(self, attempt: int) -> bool:
-        """Mark an attempt as started, once.
-
-        Two drivers may be started for the same one: when a Ray head dies right after it took a submission, the next
-        head knows nothing of it and takes it again, while the first driver lives on.
-
-        Returns:
-            False when it was marked before. Exact on local and network filesystems, and on object stores that know
-            conditional writes.
-        """
-        filesystem, path = url_to_fs(self.join(ATTEMPTS_DIRECTORY, str(attempt)))
-        filesystem.makedirs(os.path.dirname(path), exist_ok=True)
-        try:
-            if isinstance(filesystem, LocalFileSystem):
-                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
-            else:
-                filesystem.pipe_file(path, b"", mode="create")
-        except FileExistsError:
-            return False
-        return True
-
     def write_json(self, name: str, document: dict[str, Any]) -> str:
         """Write a document; returns its URL."""
         write_file(self.join(name), json.dumps(document, indent=2, allow_nan=False).encode())
@@ -161,6 +150,7 @@ class EventWriter:
         attempt: the job's attempt.
         flush_interval_s: how long an event may wait for its segment, in seconds.
         alive_interval_s: seconds without an event after which the writer says `job.alive`; by default it does not.
+        fence: looked at before each segment; a writer that another has replaced writes none, and raises.
     """
 
     def __init__(
@@ -170,12 +160,16 @@ class EventWriter:
         attempt: int,
         flush_interval_s: float = 0.5,
         alive_interval_s: float = math.inf,
+        *,
+        fence: Fence | None = None,
     ) -> None:
         self._run = run
         self._writer = f"a{attempt}-{writer}-{uuid.uuid4().hex[:8]}"
         self._attempt = attempt
         self._pending: list[Event] = []
         self._next_segment = 0
+        self._fence = fence
+        self._superseded: SupersededError | None = None
         self._alive_interval_s, self._written_at = alive_interval_s, time.monotonic()
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -183,7 +177,13 @@ class EventWriter:
         self._thread.start()
 
     def emit(self, type: EventType, *, stage: str | None = None, message: str = "", **data: Any) -> None:
-        """Queue an event; `data` as `service.spec.event.Event` lists it for the type."""
+        """Queue an event; `data` as `service.spec.event.Event` lists it for the type.
+
+        Raises:
+            SupersededError: another has replaced this process.
+        """
+        if self._superseded is not None:
+            raise self._superseded
         event = Event(type=type, stage=stage, attempt=self._attempt, message=message, data=data)
         with self._lock:
             self._pending.append(event)
@@ -192,12 +192,16 @@ class EventWriter:
         """Write what is queued.
 
         Raises:
+            SupersededError: another has replaced this process.
             OSError: the run directory does not take it.
         """
         with self._lock:
             if not self._pending:
                 return
-            name = segment_name(time.time_ns(), self._writer, self._next_segment)
+            time_ns = time.time_ns()  # before the look: what is written late then sorts before what the next one says
+            if self._fence is not None:
+                self._fence.check()
+            name = segment_name(time_ns, self._writer, self._next_segment)
             content = b"".join(event.model_dump_json().encode() + b"\n" for event in self._pending)
             write_file(self._run.join(EVENTS_DIRECTORY, name), content)
             self._pending.clear()
@@ -208,6 +212,7 @@ class EventWriter:
         """Write what is queued and stop.
 
         Raises:
+            SupersededError: another has replaced this process.
             OSError: the run directory does not take it.
         """
         self._closed.set()
@@ -220,6 +225,9 @@ class EventWriter:
                 self.emit("job.alive")
             try:
                 self.flush()
+            except SupersededError as error:
+                self._superseded = error  # raised where the process next has something to say
+                return
             except OSError as error:
                 _logger.warning("%d events wait for the next try: %s", len(self._pending), error)
 

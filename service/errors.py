@@ -129,6 +129,13 @@ class WorkerLostError(SleddogError, RuntimeError):
     fault = "infrastructure"
 
 
+class SupersededError(SleddogError, RuntimeError):
+    """Another driver or group of workers has taken this process's place, because it was thought lost."""
+
+    code = "superseded"
+    fault = "infrastructure"
+
+
 class TrialsFailedError(SleddogError, RuntimeError):
     """More trials of a sweep failed than its spec allows."""
 

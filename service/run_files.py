@@ -1,7 +1,8 @@
 """Files of a run directory as the control plane hands them out: checkpoints that are whole, and artifacts.
 
 An artifact is any file that a run leaves for people: not its events, checkpoints or spec, which have routes of their
-own, nor an export before it is committed. A path is taken as it is, or not at all: no `..`, no way out over a link.
+own, nor marks of what was started, nor an export before it is committed. A path is taken as it is, or not at all: no
+`..`, no way out over a link.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from service.errors import NotFoundError
-from service.spec.event import EVENTS_DIRECTORY, SPEC_FILE
+from service.spec.event import ATTEMPTS_DIRECTORY, EVENTS_DIRECTORY, SPEC_FILE
 from service.spec.outcomes import Artifact, Checkpoint
 
 CHECKPOINTS_DIRECTORY, CHECKPOINT_FILE = "checkpoints", "checkpoint.json"
 _EXPORTS_DIRECTORY = "exports"
-_NOT_ARTIFACTS = (EVENTS_DIRECTORY, CHECKPOINTS_DIRECTORY, SPEC_FILE, "ray_train")
+_NOT_ARTIFACTS = (ATTEMPTS_DIRECTORY, EVENTS_DIRECTORY, CHECKPOINTS_DIRECTORY, SPEC_FILE, "ray_train")
 _ATTEMPT = re.compile(r"attempt-(\d+)")
 _CHUNK_BYTES = 1 << 20
 

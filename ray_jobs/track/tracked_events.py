@@ -14,6 +14,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
+from ray_jobs.fence import Fence
 from ray_jobs.run_directory import EventWriter, RunDirectory
 from ray_jobs.track.scalars import Point, point_of
 from ray_jobs.track.trackers import Tracker, configured, tracker
@@ -79,10 +80,11 @@ class TrackedEventWriter(EventWriter):
         writer: as of `EventWriter`.
         attempt: the job's.
         spec: says which trackers.
+        fence: as of `EventWriter`.
     """
 
-    def __init__(self, run: RunDirectory, writer: str, attempt: int, spec: JobSpec) -> None:
-        super().__init__(run, writer, attempt)
+    def __init__(self, run: RunDirectory, writer: str, attempt: int, spec: JobSpec, fence: Fence | None = None) -> None:
+        super().__init__(run, writer, attempt, fence=fence)
         self._tracked_run, self._spec = run, spec
         self._trackers: list[TrackerThread] = []
         self._failed = False

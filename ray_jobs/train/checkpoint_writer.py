@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 from fsspec.core import url_to_fs
 
+from ray_jobs.fence import Fence
 from ray_jobs.train.checkpoint import (
     TrainingState,
     WrittenShard,
@@ -33,7 +34,7 @@ from ray_jobs.train.checkpoint import (
     write_manifest,
     write_shard,
 )
-from service.errors import StorageError
+from service.errors import StorageError, SupersededError
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -76,10 +77,13 @@ class CheckpointWriter:
         attempt: the job's.
         num_kept: whole checkpoints that stay.
         timeout_s: how long one may take before the run fails, failures of the storage included.
+        fence: looked at before a shard or a manifest is written.
     """
 
-    def __init__(self, engine: DeepSpeedEngine, url: str, attempt: int, num_kept: int, timeout_s: float) -> None:
-        self._engine, self._url, self._attempt = engine, url, attempt
+    def __init__(
+        self, engine: DeepSpeedEngine, url: str, attempt: int, num_kept: int, timeout_s: float, *, fence: Fence
+    ) -> None:
+        self._engine, self._url, self._attempt, self._fence = engine, url, attempt, fence
         self._num_kept, self._timeout_s = num_kept, timeout_s
         tokens = [uuid.uuid4().hex[:8]]
         dist.broadcast_object_list(tokens)
@@ -112,6 +116,7 @@ class CheckpointWriter:
 
         Raises:
             StorageError: some worker could not write in time.
+            SupersededError: others have replaced these workers.
         """
         if self._under_way is None:
             return Advance()
@@ -169,7 +174,10 @@ class CheckpointWriter:
         start, pause_s = time.monotonic(), _FIRST_PAUSE_S
         while True:
             try:
+                self._fence.check()
                 return work()
+            except SupersededError:
+                raise
             # storages raise errors of their own beside OSError; whichever it was, it is told
             except Exception as error:
                 waited_s = time.monotonic() - start

@@ -32,6 +32,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from moe.hf import INDEX_FILE, CheckpointWriter, checkpoint_slices, finish_checkpoint
 from moe.model import HybridModel
+from ray_jobs.fence import Fence
 from ray_jobs.run_directory import RunDirectory, write_file
 from ray_jobs.train.read_back import CHECKSUMS_FILE, describe_tensor, probe_logits, read_back
 
@@ -42,7 +43,9 @@ _TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 _TRY = re.compile(r"attempt-(\d+)-[0-9a-f]+")
 
 
-def export(model: HybridModel, tokenizer_directory: Path, run: RunDirectory, attempt: int, step: int) -> None:
+def export(
+    model: HybridModel, tokenizer_directory: Path, run: RunDirectory, attempt: int, step: int, *, fence: Fence
+) -> None:
     """Write, read back and commit the checkpoint; all workers must call.
 
     Args:
@@ -51,9 +54,11 @@ def export(model: HybridModel, tokenizer_directory: Path, run: RunDirectory, att
         run: the run directory.
         attempt: of the job.
         step: optimiser steps done.
+        fence: looked at before the commit.
 
     Raises:
         CheckpointError: what was read back differs; the model is of no use then.
+        SupersededError: others have replaced these workers.
     """
     names = [f"attempt-{attempt}-{uuid.uuid4().hex[:8]}"]
     dist.broadcast_object_list(names)
@@ -71,6 +76,7 @@ def export(model: HybridModel, tokenizer_directory: Path, run: RunDirectory, att
             "max_logit_difference": max(part["max_logit_difference"] for part in of_group),
         }
         about = {"attempt": attempt, "step": step, "environment": _environment(model)}
+        fence.check()
         commit_export(run, {**written, "verified": True, **verified, **about})
 
 

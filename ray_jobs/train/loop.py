@@ -32,6 +32,7 @@ from ray_jobs.evaluate.language_model import LanguageModel
 from ray_jobs.evaluate.router_health import write_router_health
 from ray_jobs.evaluate.run import evaluate_tasks
 from ray_jobs.evaluate.samples import answer
+from ray_jobs.fence import Fence
 from ray_jobs.run_directory import CHECKPOINTS_DIRECTORY, EventWriter, RunDirectory, local_directory
 from ray_jobs.track.tracked_events import TrackedEventWriter
 from ray_jobs.train.architecture import load_base, model_config
@@ -70,6 +71,7 @@ class WorkerConfig:
         categories: names, in the order of their indices.
         is_trial: whether the run is a sweep's: it is not evaluated before training, and nothing is exported.
         rungs: further steps to evaluate at, where a sweep compares its trials.
+        start: of the workers in this attempt, from 1.
     """
 
     run_url: str
@@ -79,6 +81,7 @@ class WorkerConfig:
     categories: tuple[str, ...]
     is_trial: bool = False
     rungs: tuple[int, ...] = ()
+    start: int = 1
 
 
 def run_worker(config: dict[str, Any]) -> None:
@@ -93,11 +96,12 @@ def run_worker(config: dict[str, Any]) -> None:
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
         torch.set_num_threads(max(1, int(spec.parallel.cpus_per_worker)))
+    fence = Fence(run, settings.attempt, settings.start)
     with (
-        TrackedEventWriter(run, f"worker{dist.get_rank()}", settings.attempt, spec) as events,
+        TrackedEventWriter(run, f"worker{dist.get_rank()}", settings.attempt, spec, fence) as events,
         local_directory(settings.tokenizer_url) as tokenizer_directory,
     ):
-        Worker(settings, run, spec, events, tokenizer_directory).work()
+        Worker(settings, run, spec, events, tokenizer_directory, fence=fence).work()
 
 
 class Worker:
@@ -109,12 +113,20 @@ class Worker:
         spec: the job's.
         events: this worker's; only rank 0 writes any.
         tokenizer_directory: local copy of the tokenizer.
+        fence: looked at before a checkpoint or an export is committed.
     """
 
     def __init__(
-        self, settings: WorkerConfig, run: RunDirectory, spec: JobSpec, events: EventWriter, tokenizer_directory: Path
+        self,
+        settings: WorkerConfig,
+        run: RunDirectory,
+        spec: JobSpec,
+        events: EventWriter,
+        tokenizer_directory: Path,
+        *,
+        fence: Fence,
     ) -> None:
-        self.settings, self.run, self.spec, self._events = settings, run, spec, events
+        self.settings, self.run, self.spec, self._events, self._fence = settings, run, spec, events, fence
         self.rank, self.num_workers = dist.get_rank(), dist.get_world_size()
         self.tokenizer_directory = tokenizer_directory
         self.tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_directory)
@@ -160,7 +172,8 @@ class Worker:
         self._emit("stage.started", "export")
         with self._finishing("export", reused=exported):
             if not exported:
-                export(self.step_module.model, self.tokenizer_directory, self.run, self.settings.attempt, last)
+                model, attempt = self.step_module.model, self.settings.attempt
+                export(model, self.tokenizer_directory, self.run, attempt, last, fence=self._fence)
 
     def _build_engine(self) -> DeepSpeedEngine:
         parallel = expert_parallel_group(self.spec.parallel.expert_parallel_size)
@@ -197,9 +210,8 @@ class Worker:
         """Take the optimiser steps that are left, with a checkpoint now and then."""
         settings = self.spec.train
         url = self.run.join(CHECKPOINTS_DIRECTORY)
-        writer = CheckpointWriter(
-            self.engine, url, self.settings.attempt, settings.keep_checkpoints, settings.checkpoint_timeout_s
-        )
+        kept, timeout_s = settings.keep_checkpoints, settings.checkpoint_timeout_s
+        writer = CheckpointWriter(self.engine, url, self.settings.attempt, kept, timeout_s, fence=self._fence)
         with closing(writer):
             for after in self._take_steps(state):
                 self._tell(writer.advance())

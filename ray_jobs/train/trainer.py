@@ -1,7 +1,8 @@
 """The driver's side of training: place the workers, run them through Ray Train, start them again after a failure.
 
 Each start has a Ray Train run of its own name, without restarts of Ray's own: those would repeat what cannot be mended,
-wait for room for ever, and always want as many workers as before. Workers start from the newest whole checkpoint of any
+wait for room for ever, and always want as many workers as before. Workers of an earlier start that live on, where
+nobody can reach them, end themselves (`ray_jobs.fence`). Workers start from the newest whole checkpoint of any
 attempt, by our own manifests. Ray's own resuming by name reads a snapshot file that it writes non-atomically, and two
 attempts can overlap for a while after a lost head.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -21,6 +22,7 @@ from ray.train.v2._internal.constants import ENABLE_PREEMPTION_WATCHER_ENV_VAR, 
 from ray.train.v2._internal.execution.callback import RayTrainCallback
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from ray_jobs.fence import Fence, claim_start
 from ray_jobs.run_directory import RunDirectory
 from ray_jobs.train.failed_start import FailedStart
 from ray_jobs.train.failures import can_restart, cause_of
@@ -57,6 +59,7 @@ def train(run: RunDirectory, spec: JobSpec, config: WorkerConfig, tell: Callable
     Raises:
         PlacementError: the cluster did not place the workers in time, at the start or after a failure.
         WorkerLostError: they died more often than the spec allows.
+        SupersededError: a later attempt was started meanwhile.
         SleddogError: what a worker raised.
     """
     resources = worker_resources(spec)
@@ -65,16 +68,18 @@ def train(run: RunDirectory, spec: JobSpec, config: WorkerConfig, tell: Callable
     os.environ.setdefault(ENABLE_PREEMPTION_WATCHER_ENV_VAR, "0")
     os.environ[WORKER_GROUP_START_TIMEOUT_S_ENV_VAR] = str(spec.parallel.placement_timeout_s)  # no other place for it
     for start in itertools.count(1):
+        Fence(run, config.attempt).check()  # an attempt that was given up waits for no room
         scaling = ScalingConfig(
             num_workers=await_room(spec, resources), use_gpu=use_gpu, resources_per_worker=resources
         )
+        config = replace(config, start=claim_start(run, config.attempt))
         trainer = _Trainer(
             run_worker,
             train_loop_config=asdict(config),
             torch_config=ProcessGroupConfig(backend="nccl" if use_gpu else "gloo"),
             scaling_config=scaling,
             run_config=RunConfig(
-                name=f"attempt-{config.attempt}-start-{start}",
+                name=f"attempt-{config.attempt}-start-{config.start}",
                 storage_path=run.join(RAY_TRAIN_DIRECTORY),
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             ),

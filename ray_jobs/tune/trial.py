@@ -15,6 +15,7 @@ from fsspec.core import url_to_fs
 
 from ray_jobs.data.prepare import prepare
 from ray_jobs.evaluate.run import read_summaries
+from ray_jobs.fence import Fence, claim_attempt
 from ray_jobs.report import read_events
 from ray_jobs.run_directory import CHECKPOINTS_DIRECTORY, EventWriter, RunDirectory
 from ray_jobs.train.failures import can_restart
@@ -100,7 +101,9 @@ class TrialRun:
         """
         spec, run = trial_spec(self.spec, self.planned), self.directory
         attempt = 1 + max((event.attempt for event in read_events(run)), default=0)
-        with EventWriter(run, "driver", attempt) as events:
+        while not claim_attempt(run, attempt):  # one before it may have said nothing yet, and live on
+            attempt += 1
+        with EventWriter(run, "driver", attempt, fence=Fence(run, attempt)) as events:
             events.emit("job.started")
             events.flush()
             prepared = prepare(spec, self.sweep.prepared_url, _quiet)

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 EVENTS_DIRECTORY = "events"
+ATTEMPTS_DIRECTORY = "attempts"
 ALIVE_INTERVAL_S = 60.0
 """A driver that has had nothing to say for so long says that it lives."""
 _GROUP_S = 600

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from moe.config import PRESETS
 from ray_jobs.data.lineage import write_lineage
 from ray_jobs.data.prepare import require_expected
+from ray_jobs.fence import claim_attempt, claim_start
 from ray_jobs.run_directory import EventWriter, RunDirectory
 from service.api.byte_range import parse_range
 from service.cli import app
@@ -77,6 +78,8 @@ def succeed(
     write(run, "exports/attempt-1-bb/model.safetensors", b"of a try that was never committed")
     write(run, "exports/attempt-1-aa.json", b"{}")
     write(run, "evals/after.json", b"{}")
+    claim_attempt(run, 1)
+    claim_start(run, 1)
     run.write_report(
         {
             "data": {"hash": "0123456789abcdef", "sources": [{"name": "sums", "kept": 40}]},

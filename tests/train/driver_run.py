@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,15 @@ from ray_jobs.run_directory import EventWriter, RunDirectory
 from ray_jobs.train.loop import HELD_OUT_FILE, WorkerConfig
 from ray_jobs.train.trainer import train
 from service.errors import InvalidSpecError, SleddogError
-from service.spec.event import REPORT_FILE
+from service.spec.event import REPORT_FILE, Event
+
+NOTICE_LOSS = {
+    "RAY_health_check_initial_delay_ms": "2000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "4",
+}
+"""A node that is silent counts as lost after some 12 s; Ray's own settings take a minute or so."""
 
 
 def _start_noted(directory: str) -> int:
@@ -108,38 +119,80 @@ def attempts(directory: Path) -> list[dict[str, Any]]:
     return outcomes
 
 
-def node_lost(directory: Path, cluster: Cluster, node: Any) -> dict[str, Any]:
-    """A job whose workers all lie on a node that is killed in the middle; the other node has room for one."""
+class CutOff:
+    """What befalls a node that all workers lie on: nobody reaches it, it stands still for a while, and wakes up.
+
+    Its raylet, which would end its workers with itself, answers no more. The workers go on once others have taken their
+    place, and still reach the run directory.
+    """
+
+    def __init__(self, run: RunDirectory, node: Any) -> None:
+        self._run, self._raylet = run, node.all_processes["raylet"][0].process.pid
+        self.last_words: list[str] = []
+        self._thread = threading.Thread(target=self._happen)
+        self._thread.start()
+
+    def _starts(self) -> list[Event]:
+        return [event for event in read_events(self._run) if event.type == "train.started"]
+
+    def _happen(self) -> None:
+        await_(lambda: any(event.type == "checkpoint.saved" for event in read_events(self._run)))
+        workers = [worker["pid"] for worker in self._starts()[0].data["workers"]]  # type: ignore[union-attr, index, call-overload]
+        for pid in (self._raylet, *workers):
+            os.kill(pid, signal.SIGSTOP)
+        await_(lambda: len(self._starts()) == 2)
+        for pid in workers:
+            os.kill(pid, signal.SIGCONT)
+        await_(self._has_last_words)
+
+    def _has_last_words(self) -> bool:
+        """Ray Train keeps what a worker raised in its log."""
+        logs = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs"
+        texts = [path.read_text(errors="replace") for path in logs.rglob("*") if path.is_file()]
+        self.last_words = sorted({found for text in texts for found in re.findall(r"SupersededError: ([^;]*);", text)})
+        return bool(self.last_words)
+
+    def end(self) -> None:
+        self._thread.join()
+        os.kill(self._raylet, signal.SIGKILL)
+
+
+def await_(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def node_cut_off(directory: Path, node: Any) -> dict[str, Any]:
+    """A job whose workers all lie on a node that is cut off in the middle; the other node has room for one."""
     run = RunDirectory(str(directory))
-
-    def kill_node() -> None:
-        while not any(event.type == "checkpoint.saved" for event in read_events(run)):
-            time.sleep(0.1)
-        cluster.remove_node(node, allow_graceful=False)
-
-    killer = threading.Thread(target=kill_node, daemon=True)
+    cut_off = CutOff(run, node)
     with EventWriter(run, "driver", 1) as events:
         events.emit("job.started")
         events.flush()
-        killer.start()
         run_job(run, run.read_spec(), events, 1)
+    cut_off.end()
     told = read_events(run)
     return {
         "workers": [len(event.data["workers"]) for event in told if event.type == "train.started"],  # type: ignore[arg-type]
         "starts": [event.data["start_step"] for event in told if event.type == "train.started"],
+        "told": [event.data["step"] if event.type == "train.step" else event.type for event in told],
         "losses": [[event.data["step"], event.data["loss"]] for event in told if event.type == "train.step"],
         "warnings": [event.data["kind"] for event in told if event.type == "job.warning"],
+        "last_words": cut_off.last_words,
         "report": json.loads((directory / REPORT_FILE).read_text()),
     }
 
 
 def main() -> None:
     case, directory = sys.argv[1], Path(sys.argv[2])
-    if case == "node_lost":
+    if case == "node_cut_off":
+        os.environ |= NOTICE_LOSS
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         node = cluster.add_node(num_cpus=2)
         ray.init(cluster.address, log_to_driver=False)
-        outcome: Any = node_lost(directory, cluster, node)
+        outcome: Any = node_cut_off(directory, node)
         ray.shutdown()
         cluster.shutdown()
         (directory / "outcome.json").write_text(json.dumps(outcome))

@@ -31,6 +31,8 @@ from moe.hf import checkpoint_slices
 from moe.init import initialize
 from moe.model import HybridModel
 from ray_jobs.data.packed_rows import PackedRow
+from ray_jobs.fence import Fence
+from ray_jobs.run_directory import RunDirectory
 from ray_jobs.train import step as step_module
 from ray_jobs.train.batches import RowOrder, TrainBatch, collate, share_of_worker
 from ray_jobs.train.checkpoint_writer import CheckpointWriter
@@ -156,7 +158,8 @@ def work(rank: int, num_workers: int, arguments: list[str]) -> None:
     state = resume(engine, url).state
     start = state.step
     _ballast = b"1" * (rank * BALLAST)
-    writer = CheckpointWriter(engine, url, attempt=1, num_kept=STEPS_KEPT, timeout_s=60)
+    fence = Fence(RunDirectory(str(options.out)), 1, 1)
+    writer = CheckpointWriter(engine, url, attempt=1, num_kept=STEPS_KEPT, timeout_s=60, fence=fence)
     losses, norms, balances, gradients = [], [], [], {}
     norms_by_deepspeed, skipped, hash_before_break = [], [], None
     for step in range(start, options.steps):

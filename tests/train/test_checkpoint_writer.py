@@ -15,6 +15,8 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 import ray_jobs.train.checkpoint_writer as module
+from ray_jobs.fence import Fence
+from ray_jobs.run_directory import RunDirectory
 from ray_jobs.train.checkpoint import (
     Snapshot,
     TrainingState,
@@ -36,7 +38,8 @@ def writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Checkpoi
     monkeypatch.setattr(module, "_FIRST_PAUSE_S", 0.01)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     engine: Any = SimpleNamespace(device="cpu")
-    made = CheckpointWriter(engine, str(tmp_path), attempt=1, num_kept=2, timeout_s=0.5)
+    fence = Fence(RunDirectory(f"{tmp_path}/run"), 1, 1)
+    made = CheckpointWriter(engine, str(tmp_path), attempt=1, num_kept=2, timeout_s=0.5, fence=fence)
     yield made
     made.close()
     dist.destroy_process_group()

@@ -19,10 +19,11 @@ from moe.dispatch import ExpertParallel
 from moe.hf import INDEX_FILE, checkpoint_slices, load_checkpoint, read_config
 from moe.model import HybridModel
 from ray_jobs.data.tokenise import CHAT_TEMPLATE, ChatTokenizer, train_bpe
+from ray_jobs.fence import Fence, claim_start
 from ray_jobs.run_directory import RunDirectory
 from ray_jobs.train.export import commit_export, committed_export, committed_step, export, remove_superseded
 from ray_jobs.train.read_back import CHECKSUMS_FILE, describe_tensor
-from service.errors import CheckpointError
+from service.errors import CheckpointError, SupersededError
 from service.rows.formats import Turn
 from tests.moe.conftest import TINY, tiny_model
 from tests.processes import run_processes
@@ -58,7 +59,8 @@ def run_export(directory: Path, attempt: int = 1, dies_in: str | None = None) ->
     with pytest.MonkeyPatch.context() as patch:
         if dies_in is not None:
             patch.setattr(ray_jobs.train.export, dies_in, die)
-        export(tiny_model(), directory / "tokenizer", RunDirectory(f"{directory}/run"), attempt, step=7)
+        run = RunDirectory(f"{directory}/run")
+        export(tiny_model(), directory / "tokenizer", run, attempt, step=7, fence=Fence(run, attempt, 1))
 
 
 def assert_killed(directory: Path, attempt: int, dies_in: str) -> None:
@@ -154,6 +156,16 @@ def test_a_torn_export_never_looks_whole_and_harms_no_other(directory: Path) -> 
 
 
 @pytest.mark.usefixtures("alone")
+def test_workers_that_others_have_replaced_commit_nothing(directory: Path) -> None:
+    run = RunDirectory(f"{directory}/run")
+    claim_start(run, 1)
+    claim_start(run, 1)
+    with pytest.raises(SupersededError):
+        run_export(directory)
+    assert committed_step(run) is None
+
+
+@pytest.mark.usefixtures("alone")
 def test_the_export_says_what_was_compared(directory: Path) -> None:
     run_export(directory)
     document = committed_export(RunDirectory(f"{directory}/run"))
@@ -170,9 +182,9 @@ def test_the_export_says_what_was_compared(directory: Path) -> None:
 @pytest.mark.usefixtures("alone")
 def test_an_export_to_an_object_store_is_read_back_from_there(directory: Path) -> None:
     run = RunDirectory("memory://bucket/job")
-    export(tiny_model(), directory / "tokenizer", run, attempt=1, step=7)
+    export(tiny_model(), directory / "tokenizer", run, attempt=1, step=7, fence=Fence(run, 1, 1))
     assert committed_step(run) == 7
-    export(tiny_model(), directory / "tokenizer", run, attempt=2, step=7)
+    export(tiny_model(), directory / "tokenizer", run, attempt=2, step=7, fence=Fence(run, 2, 1))
     remove_superseded(run, 2)
     document = committed_export(run)
     assert document is not None
@@ -258,7 +270,8 @@ def break_after_upload(directory: Path, damage: Callable[[Any], None], run: RunD
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray_jobs.train.export, "read_back", compare_damaged)
-        export(tiny_model(), directory / "tokenizer", run or RunDirectory(f"{directory}/run"), 1, 7)
+        run = run or RunDirectory(f"{directory}/run")
+        export(tiny_model(), directory / "tokenizer", run, 1, 7, fence=Fence(run, 1, 1))
 
 
 @pytest.mark.usefixtures("alone")
@@ -323,7 +336,8 @@ def _export_half(rank: int, directory: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
     torch.set_num_threads(1)
     model = tiny_model(ExpertParallel(dist.group.WORLD))
-    export(model, directory / "tokenizer", RunDirectory(f"{directory}/run"), 1, step=7)
+    run = RunDirectory(f"{directory}/run")
+    export(model, directory / "tokenizer", run, 1, step=7, fence=Fence(run, 1, 1))
     dist.destroy_process_group()
 
 

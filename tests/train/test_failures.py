@@ -60,8 +60,8 @@ def test_fewer_workers_share_the_batch_and_the_experts_evenly(
     assert worker_counts(JobSpec.model_validate(job_document)) == counts
 
 
-def drive(case: str, directory: Path, document: dict[str, Any]) -> Any:
-    return drive_alone("tests.train.driver_run", directory, document, case)
+def drive(case: str, directory: Path, document: dict[str, Any], timeout_s: float = 240) -> Any:
+    return drive_alone("tests.train.driver_run", directory, document, case, timeout_s=timeout_s)
 
 
 @pytest.fixture
@@ -149,14 +149,34 @@ def test_a_later_attempt_does_only_what_is_left(document: dict[str, Any], tmp_pa
     assert again["proofs"] == ended["proofs"]
 
 
+GIVEN_UP = (
+    "start 1 of the workers of attempt 1 was given up, and attempt 1, start 2 of its workers, has taken its place"
+)
+
+
+def assert_told_in_turn(told: list[Any], starts: list[int], last: int) -> None:
+    """Behind the last start one step after another, to the last one."""
+    behind = told[len(told) - told[::-1].index("train.started") :]
+    assert [step for step in behind if isinstance(step, int)] == list(range(starts[-1] + 1, last + 1))
+
+
+def test_steps_of_two_groups_at_once_are_seen() -> None:
+    told = ["train.started", 1, 2, "train.started", 2, 3, "checkpoint.saved", 4]
+    assert_told_in_turn(told, [0, 1], 4)
+    with pytest.raises(AssertionError):
+        assert_told_in_turn([*told[:6], 3, *told[6:]], [0, 1], 4)
+
+
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_lost_node_leaves_a_smaller_group_that_goes_on_from_the_last_checkpoint(
+def test_workers_on_a_node_that_is_cut_off_give_way_to_a_smaller_group_that_goes_on_from_the_last_checkpoint(
     document: dict[str, Any], tmp_path: Path
 ) -> None:
     document["parallel"] |= {"num_workers": 2, "min_workers": 1, "expert_parallel_size": 1}
     document["train"] |= {"checkpoint_every_steps": 10, "epochs": 10}
-    outcome = drive("node_lost", tmp_path / "run", document)
+    outcome = drive("node_cut_off", tmp_path / "run", document, timeout_s=480)
+    assert outcome["last_words"] == [GIVEN_UP], "they had lived on, and ended themselves"
+    assert_told_in_turn(outcome["told"], outcome["starts"], outcome["report"]["train"]["planned_steps"])
     assert outcome["workers"] == [2, 1]
     assert outcome["starts"][0] == 0
     assert outcome["starts"][1] > 0

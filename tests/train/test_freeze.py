@@ -18,6 +18,8 @@ from moe.freeze import freeze
 from moe.hf import checkpoint_slices
 from moe.init import initialize
 from moe.model import HybridModel
+from ray_jobs.fence import Fence
+from ray_jobs.run_directory import RunDirectory
 from ray_jobs.train.batches import collate, share_of_worker
 from ray_jobs.train.checkpoint import MOMENTS, TrainingState, take_snapshot
 from ray_jobs.train.checkpoint_writer import CheckpointWriter
@@ -97,7 +99,8 @@ def measure(tuning: Tuning, config: MoEConfig, url: str) -> dict[str, Any]:
         "frozen_bytes": frozen_bytes(run.model, NUM_WORKERS),
         "left": [name for name, weight in run.model.named_parameters() if weight.grad is not None],
     }
-    writer = CheckpointWriter(run.engine, url, attempt=1, num_kept=1, timeout_s=60)
+    fence = Fence(RunDirectory(url), 1, 1)
+    writer = CheckpointWriter(run.engine, url, attempt=1, num_kept=1, timeout_s=60, fence=fence)
     assert writer.begin(TrainingState(2, 2), {})
     writer.finish()
     writer.close()

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -49,13 +48,3 @@ def test_a_writer_with_nothing_to_say_says_that_it_lives_and_one_that_speaks_doe
     with EventWriter(run, "trainer", 1, flush_interval_s=0.01):
         time.sleep(0.1)
     assert [event.type for event in read_events(run)].count("job.alive") == 1, "of those that are not asked to, none"
-
-
-def test_an_attempt_is_started_once(tmp_path: Path) -> None:
-    run = RunDirectory(f"{tmp_path}/run")
-    with ThreadPoolExecutor(8) as drivers:
-        claims = list(drivers.map(lambda _: run.claim_attempt(1), range(8)))
-    assert claims.count(True) == 1
-    assert run.claim_attempt(2)
-    remote = RunDirectory("memory://claims/run")
-    assert [remote.claim_attempt(1), remote.claim_attempt(1)] == [True, False]

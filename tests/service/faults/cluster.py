@@ -20,6 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from ray_jobs.fence import claim_attempt
 from ray_jobs.run_directory import EventWriter, RunDirectory
 
 NUM_STEPS = 3
@@ -106,7 +107,7 @@ class Cluster:
         run = RunDirectory(driver.run_url)
         name = str(json.loads(run._read_spec())["name"])
         is_first = driver.attempt == 1
-        if not run.claim_attempt(driver.attempt):
+        if not claim_attempt(run, driver.attempt):
             return "FAILED", "the attempt was started before"
         with EventWriter(run, "driver", driver.attempt, flush_interval_s=60.0) as events:
             events.emit("job.started")
