@@ -205,6 +205,18 @@ class ConflictError(SleddogError, RuntimeError):
     fault = "user"
 
 
+class OutdatedSpecError(ConflictError):
+    """A spec that was stored by another version, and that this one does not take."""
+
+    code = "outdated_spec"
+
+
+class PreconditionFailedError(ConflictError):
+    """The resource is no longer what the request's `If-Match` names."""
+
+    code = "precondition_failed"
+
+
 class NotReadyError(ConflictError):
     """What is asked for is being made; the same request succeeds in a moment."""
 

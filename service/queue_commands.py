@@ -1,4 +1,4 @@
-"""`sleddog queue`, `sleddog approve`, `sleddog quotas`: what waits, why, and who may how much."""
+"""`sleddog queue`, `update`, `approve` and `quotas`: what waits, why, and who may how much."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from service.command_line import (
     DataDir,
     JobId,
     Key,
+    RunId,
     Url,
     clean_errors,
     connected,
     out,
     print_json,
+    runs_of,
 )
 from service.errors import InvalidSpecError
 from service.spec.access import Quotas
 from service.spec.queue import QueueEntry
+from service.spec.resources import MAX_PRIORITY, MIN_PRIORITY
 
 queue_app = typer.Typer()
 
@@ -49,6 +52,24 @@ def _row(entry: QueueEntry) -> tuple[str | Text, ...]:
     hours = f"{entry.gpu_seconds / 3600:.2f}"
     reason = Text(entry.queue_reason or "")
     return position, entry.id, entry.name, entry.status, str(entry.priority), hours, eta, reason
+
+
+@queue_app.command()
+@clean_errors
+def update(
+    run_id: RunId,
+    priority: Annotated[
+        int, typer.Option("--priority", min=MIN_PRIORITY, max=MAX_PRIORITY, help="Higher goes first; by default 0.")
+    ],
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: Key = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Change the priority of a job or a sweep that waits."""
+    with connected(url, api_key, data_dir) as client:
+        run = runs_of(client, run_id).update(run_id, priority=priority)
+    print_json(run) if as_json else out.print(f"priority {run.priority}", highlight=False)
 
 
 @queue_app.command()

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from service.comparison import differences
-from service.errors import ConflictError
+from service.errors import OutdatedSpecError
 from service.spec.base import field_errors
 from service.spec.job import JobSpec
 from service.spec.outcomes import Reproduction
-from service.spec.resources import Job
+from service.spec.resources import Job, Run
+from service.spec.sweep import SweepSpec
+
+AnySpec = TypeVar("AnySpec", JobSpec, SweepSpec)
 
 
 def build_reproduction(
@@ -27,7 +30,7 @@ def build_reproduction(
         environment: what its export tells of the machine, if there is one.
 
     Raises:
-        ConflictError: this version does not take its spec.
+        OutdatedSpecError: this version does not take its spec.
     """
     spec = todays_spec(job)
     prepared_hash = None if lineage is None else str(lineage["hash"])
@@ -46,13 +49,31 @@ def todays_spec(job: Job) -> JobSpec:
     """A job's spec, as this version reads it.
 
     Raises:
-        ConflictError: this version does not take it.
+        OutdatedSpecError: this version does not take it.
     """
+    return _read(JobSpec, job)
+
+
+def require_taken(run: Run) -> None:
+    """Check that a driver of this version will take a run's spec.
+
+    Raises:
+        OutdatedSpecError: it will not.
+    """
+    if run.kind == "sweep":
+        _read(SweepSpec, run)
+    else:
+        _read(JobSpec, run)
+
+
+def _read(kind: type[AnySpec], run: Run) -> AnySpec:
     try:
-        return JobSpec.model_validate(job.spec)
+        return kind.model_validate(run.spec)
     except ValidationError as error:
-        faults = "; ".join(f"{fault.field}: {fault.message}" for fault in field_errors(error.errors(), job.spec))
-        raise ConflictError(f"this version does not take the spec of {job.id}: {faults}") from None
+        first, *others = field_errors(error.errors(), run.spec)
+        further = "".join(f"; {fault.field}: {fault.message}" for fault in others)
+        message = f"{first.message}{further}. {run.id} was posted to another version; post a changed spec as a new one"
+        raise OutdatedSpecError(message, first.field) from None
 
 
 def _versions(lineage: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, str]:

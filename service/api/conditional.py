@@ -1,19 +1,22 @@
-"""Answers that are sent only to who has not got them: `ETag` and `If-None-Match` (RFC 9110, section 13).
+"""Answers that are sent only to who has not got them, and changes only by who knows what is changed.
 
-The tag is the hash of the answer, so it is right whatever the answer depends on, the place in the queue too. Rejected:
-a version a row, which would spare the store the reading, and miss what no row holds.
+By `ETag`, `If-None-Match` and `If-Match` (RFC 9110, section 13). The tag is the hash of the answer, so it is right
+whatever the answer depends on, the place in the queue too. Rejected: a version a row, which would spare the store the
+reading, and miss what no row holds.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import Request, Response, status
+from fastapi import APIRouter, Header, Request, Response, status
 from fastapi.responses import StreamingResponse
 
 from service.api.access import KeyedRoute
+from service.errors import PreconditionFailedError
+from service.spec.resources import Problem
 
 _NOT_MODIFIED = {"description": "It is what `If-None-Match` names"}
 _HEADER = {
@@ -23,6 +26,36 @@ _HEADER = {
     "schema": {"type": "string"},
     "description": "ETag that the caller has",
 }
+
+
+IfMatch = Annotated[
+    str | None, Header(description="ETag of the resource as the caller knows it; it is changed only if it still is so")
+]
+PRECONDITION: dict[int | str, dict[str, Any]] = {
+    412: {"model": Problem, "description": "The resource is no longer what `If-Match` names"}
+}
+
+
+async def require_match(request: Request, wanted: str, router: APIRouter) -> bytes:
+    """What a GET of the request's path answers, if it is what `If-Match` names.
+
+    Args:
+        request: which is to change it.
+        wanted: the header.
+        router: has the route of that GET.
+
+    Raises:
+        PreconditionFailedError: it is not.
+    """
+    path = request.scope["route"].path
+    routes = (route for route in router.routes if isinstance(route, ConditionalRoute))
+    [route] = [route for route in routes if route.path == path and "GET" in (route.methods or ())]
+    without = [(name, value) for name, value in request.scope["headers"] if name != b"if-none-match"]
+    response = await route.get_route_handler()(Request({**request.scope, "method": "GET", "headers": without}))
+    tags = [tag.strip() for tag in wanted.split(",")]
+    if "*" not in tags and response.headers["ETag"] not in tags:
+        raise PreconditionFailedError("it has changed since; look at it again")
+    return bytes(response.body)
 
 
 class ConditionalRoute(KeyedRoute):

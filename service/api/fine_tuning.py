@@ -8,6 +8,7 @@ from fastapi import APIRouter, Header, Query, Request
 
 from service.api.access import KeyedRoute, Member, Viewer
 from service.api.dependencies import ControlPlane, Parts
+from service.api.lifecycle import resume
 from service.api.openai_errors import OPENAI_PROBLEMS, openai_not_found
 from service.api.reachable import require_possible
 from service.errors import ConflictError, InvalidSpecError, NotFoundError, NotReadyError, SleddogError
@@ -116,7 +117,7 @@ def resume_fine_tuning_job(job_id: str, who: Member, parts: Parts) -> OpenAIJob:
     store = parts.store.of(who)
     if store.get_fine_tuning(job_id).job.status == "cancelling":
         raise NotReadyError(f"job {job_id} is still being stopped; resume it in a moment")
-    store.request_resume(Job, job_id)
+    resume(store, Job, job_id)
     store.mark_paused(job_id, is_paused=False)
     parts.reconciler.wake()
     return _answer(store, store.get_fine_tuning(job_id), who)

@@ -1,13 +1,13 @@
-"""`/v1/jobs`: plan, create, list, look at, cancel."""
+"""`/v1/jobs`: plan, create, list, look at, change, cancel."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Response, status
+from fastapi import APIRouter, Request, Response, status
 
 from service.api.access import Member, Viewer
-from service.api.conditional import ConditionalRoute
+from service.api.conditional import PRECONDITION, ConditionalRoute, IfMatch
 from service.api.dependencies import Parts, read_soon
 from service.api.runs import (
     CONFLICT,
@@ -19,6 +19,7 @@ from service.api.runs import (
     Limit,
     Priority,
     accept,
+    change,
     made_before,
     not_found,
 )
@@ -27,7 +28,7 @@ from service.plan.plan import plan_job
 from service.run_reader import read_report
 from service.spec.job import JobSpec
 from service.spec.plan import Plan, PlanRequest
-from service.spec.resources import Job, JobEvent, Page
+from service.spec.resources import Job, JobEvent, Page, RunUpdate
 
 _NOT_FOUND = not_found("job")
 
@@ -74,6 +75,14 @@ def list_jobs(
 async def get_job(job_id: str, who: Viewer, parts: Parts) -> Job:
     """How a job stands."""
     return await read_soon(parts, lambda: parts.store.of(who).get(Job, job_id))
+
+
+@router.patch("/{job_id}", responses=_NOT_FOUND | CONFLICT | PRECONDITION)
+async def update_job(
+    job_id: str, update: RunUpdate, who: Member, parts: Parts, *, request: Request, if_match: IfMatch = None
+) -> Job:
+    """Change the priority of a job that waits."""
+    return await change(Job, job_id, update, parts, who, request=request, if_match=if_match, router=router)
 
 
 @router.post("/{job_id}/cancel", responses=_NOT_FOUND | CONFLICT)

@@ -10,9 +10,10 @@ from fastapi.concurrency import run_in_threadpool
 from service.api.access import KeyedRoute, Member
 from service.api.dependencies import Parts
 from service.api.runs import CONFLICT, PROBLEMS, IdempotencyKey, accept, made_before, not_found
-from service.reproduction import todays_spec
+from service.reproduction import require_taken, todays_spec
 from service.run_files import remove_run
 from service.spec.resources import Job, Run, Sweep
+from service.store.runs import AnyRun
 from service.store.store import Store
 
 router = APIRouter(prefix="/v1", responses=PROBLEMS, route_class=KeyedRoute)
@@ -65,7 +66,7 @@ async def retry_job(
 @router.post("/jobs/{job_id}/resume", tags=["jobs"], responses=not_found("job") | CONFLICT)
 def resume_job(job_id: str, who: Member, parts: Parts) -> Job:
     """Go on with a cancelled or failed job, from its last checkpoint. Resuming twice is no error."""
-    job = parts.store.of(who).request_resume(Job, job_id)
+    job = resume(parts.store.of(who), Job, job_id)
     parts.reconciler.wake()
     return job
 
@@ -73,9 +74,21 @@ def resume_job(job_id: str, who: Member, parts: Parts) -> Job:
 @router.post("/sweeps/{sweep_id}/resume", tags=["sweeps"], responses=not_found("sweep") | CONFLICT)
 def resume_sweep(sweep_id: str, who: Member, parts: Parts) -> Sweep:
     """Go on with a cancelled or failed sweep; finished trials stay. Resuming twice is no error."""
-    sweep = parts.store.of(who).request_resume(Sweep, sweep_id)
+    sweep = resume(parts.store.of(who), Sweep, sweep_id)
     parts.reconciler.wake()
     return sweep
+
+
+def resume(store: Store, resource: type[AnyRun], run_id: str) -> AnyRun:
+    """Queue a run again, if a driver of this version will take its spec.
+
+    Raises:
+        OutdatedSpecError: it will not.
+    """
+    run = store.get(resource, run_id)
+    if run.status in ("failed", "cancelled"):
+        require_taken(run)
+    return store.request_resume(resource, run_id)
 
 
 def _delete(resource: type[Run], run_id: str, store: Store, *, purge: bool) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, Header, Query, Response, status
+from fastapi import APIRouter, Depends, Header, Query, Request, Response, status
 from fastapi.concurrency import run_in_threadpool
 from pydantic import AwareDatetime, BaseModel
 
+from service.api.conditional import require_match
 from service.api.dependencies import ControlPlane
 from service.api.reachable import require_possible
 from service.spec.job import JobSpec
-from service.spec.resources import MAX_PRIORITY, MIN_PRIORITY, JobStatus, Problem
+from service.spec.resources import MAX_PRIORITY, MIN_PRIORITY, JobStatus, Problem, RunUpdate
 from service.spec.run_filter import RunFilter
 from service.spec.sweep import SweepSpec
 from service.store.principal import Principal
@@ -90,6 +91,25 @@ async def accept(
         _accept, resource, spec, parts, who, idempotency_key, retry_of=retry_of, priority=priority
     )
     return created(run, f"/v1/{run.kind}s/{run.id}", response, is_new=is_new)
+
+
+async def change(
+    resource: type[AnyRun],
+    run_id: str,
+    update: RunUpdate,
+    parts: ControlPlane,
+    who: Principal,
+    *,
+    request: Request,
+    if_match: str | None,
+    router: APIRouter,
+) -> AnyRun:
+    """Change what may be changed of a job or a sweep, if it still is what `If-Match` names."""
+    seen = None if if_match is None else resource.model_validate_json(await require_match(request, if_match, router))
+    store = parts.store.of(who)
+    run = await run_in_threadpool(lambda: store.change_priority(resource, run_id, update.priority, seen))
+    parts.reconciler.wake()
+    return run
 
 
 def _accept(

@@ -1,14 +1,14 @@
-"""`/v1/sweeps`: create, list, look at, cancel; trials, and the leaderboard of candidates."""
+"""`/v1/sweeps`: create, list, look at, change, cancel; trials, and the leaderboard of candidates."""
 
 from __future__ import annotations
 
 from typing import Annotated, TypeVar
 
-from fastapi import APIRouter, Query, Response, status
+from fastapi import APIRouter, Query, Request, Response, status
 from fastapi.responses import HTMLResponse
 
 from service.api.access import Member, Viewer
-from service.api.conditional import ConditionalRoute
+from service.api.conditional import PRECONDITION, ConditionalRoute, IfMatch
 from service.api.dependencies import ControlPlane, Parts, read_soon
 from service.api.runs import (
     CONFLICT,
@@ -20,6 +20,7 @@ from service.api.runs import (
     Limit,
     Priority,
     accept,
+    change,
     made_before,
     not_found,
 )
@@ -27,7 +28,7 @@ from service.errors import NotFoundError
 from service.run_reader import read_sweep, read_sweep_page
 from service.spec.job import JobSpec
 from service.spec.promotion import job_of_candidate
-from service.spec.resources import JobEvent, Page, Sweep
+from service.spec.resources import JobEvent, Page, RunUpdate, Sweep
 from service.spec.sweep import SweepSpec
 from service.spec.sweep_results import Candidate, SweepResults, Trial, TrialStatus, leaderboard
 from service.store.principal import Principal
@@ -71,6 +72,14 @@ def list_sweeps(
 async def get_sweep(sweep_id: str, who: Viewer, parts: Parts) -> Sweep:
     """How a sweep stands."""
     return await read_soon(parts, lambda: parts.store.of(who).get(Sweep, sweep_id))
+
+
+@router.patch("/{sweep_id}", responses=_NOT_FOUND | CONFLICT | PRECONDITION)
+async def update_sweep(
+    sweep_id: str, update: RunUpdate, who: Member, parts: Parts, *, request: Request, if_match: IfMatch = None
+) -> Sweep:
+    """Change the priority of a sweep that waits."""
+    return await change(Sweep, sweep_id, update, parts, who, request=request, if_match=if_match, router=router)
 
 
 @router.post("/{sweep_id}/cancel", responses=_NOT_FOUND | CONFLICT)

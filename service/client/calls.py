@@ -40,6 +40,7 @@ from service.spec.resources import (
     Page,
     Problem,
     Run,
+    RunUpdate,
     StepMetrics,
     Sweep,
 )
@@ -245,6 +246,10 @@ class RunCalls(Generic[AnyRun]):
     def cancel(self, run_id: str) -> Call[AnyRun]:
         """POST …/{id}/cancel."""
         return Call("POST", self.path_of(run_id, "cancel"), self.read)
+
+    def update(self, run_id: str, update: RunUpdate) -> Call[AnyRun]:
+        """PATCH …/{id}."""
+        return Call("PATCH", self.path_of(run_id), self.read, json=update.model_dump(mode="json"))
 
     def approve(self, run_id: str) -> Call[AnyRun]:
         """POST …/{id}/approve."""

@@ -141,6 +141,10 @@ class JobHandle(Job):
         """Cancel it."""
         return self._jobs.cancel(self.id)
 
+    def update(self, *, priority: int) -> Job:
+        """As `Jobs.update`."""
+        return self._jobs.update(self.id, priority=priority)
+
     def resume(self) -> Job:
         """As `Jobs.resume`."""
         return self._jobs.resume(self.id)

@@ -19,7 +19,7 @@ from service.client.download import Download
 from service.client.streaming import READ_TIMEOUT_S, EventFollower, read_event
 from service.errors import JobFailedError, ServiceUnreachableError
 from service.spec.outcomes import Artifact
-from service.spec.resources import JobEvent, JobStatus, Page
+from service.spec.resources import JobEvent, JobStatus, Page, RunUpdate
 from service.spec.run_filter import RunFilter
 
 Answer = TypeVar("Answer")
@@ -124,6 +124,14 @@ class Runs(Generic[AnyRun]):
     def cancel(self, run_id: str) -> AnyRun:
         """Cancel it."""
         return self._client.send(self._calls.cancel(run_id))
+
+    def update(self, run_id: str, *, priority: int) -> AnyRun:
+        """Let it go earlier or later, while it waits; a higher priority goes first.
+
+        Raises:
+            ConflictError: it waits no more.
+        """
+        return self._client.send(self._calls.update(run_id, RunUpdate(priority=priority)))
 
     def approve(self, run_id: str) -> AnyRun:
         """Let it into the queue though its plan is above the project's limit; for admins."""
@@ -322,6 +330,10 @@ class AsyncRuns(Generic[AnyRun]):
     async def cancel(self, run_id: str) -> AnyRun:
         """As `Runs.cancel`."""
         return await self._client.send(self._calls.cancel(run_id))
+
+    async def update(self, run_id: str, *, priority: int) -> AnyRun:
+        """As `Runs.update`."""
+        return await self._client.send(self._calls.update(run_id, RunUpdate(priority=priority)))
 
     async def approve(self, run_id: str) -> AnyRun:
         """As `Runs.approve`."""

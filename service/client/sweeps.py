@@ -164,6 +164,10 @@ class SweepHandle(Sweep):
         """As `Sweeps.wait`."""
         return self._sweeps.wait(self.id, progress=progress, timeout_s=timeout_s)
 
+    def update(self, *, priority: int) -> Sweep:
+        """As `Sweeps.update`."""
+        return self._sweeps.update(self.id, priority=priority)
+
     def cancel(self) -> Sweep:
         """Cancel it; finished trials stay."""
         return self._sweeps.cancel(self.id)

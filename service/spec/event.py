@@ -28,6 +28,7 @@ EventType = Literal[
     "job.status",
     "job.started",
     "job.alive",
+    "job.priority",
     "stage.started",
     "stage.progress",
     "stage.finished",
@@ -69,6 +70,7 @@ class Event(BaseModel):
     `data` by type:
         job.status: `old` (null when the job was created), `new`, `reason`. Written by the control plane, in the
             transaction that changes the job's state; all other types come from the cluster.
+        job.priority: `old`, `new`; somebody has changed it while the job waits. Written by the control plane, likewise.
         job.alive: nothing; the driver has had nothing else to say for a minute. One that says nothing for ten
             (`service.attempts`) is taken for dead, whatever Ray believes.
         stage.progress: `task`, `done`, `total` (null when unknown), `unit`, `eta_s` (to the task's end, null when

@@ -8,6 +8,7 @@ from typing import ClassVar, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from service.errors import Fault
+from service.spec.base import SpecModel
 
 RunKind = Literal["job", "sweep"]
 JobStatus = Literal[
@@ -191,6 +192,13 @@ class Sweep(Run):
     kind = "sweep"
 
     progress: SweepProgress
+
+
+class RunUpdate(SpecModel):
+    """What may be changed of a job or a sweep after it was posted."""
+
+    priority: int = Field(ge=MIN_PRIORITY, le=MAX_PRIORITY)
+    """Higher goes first; it may be changed while the job waits."""
 
 
 class JobEvent(Resource):

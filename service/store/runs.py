@@ -78,8 +78,7 @@ class RunTables(IdempotencyTables):
 
         def make(session: Session) -> str:
             row = self._new_row(resource.kind, spec, runs_url, retry_of)
-            limits = session.execute(_QUOTAS, {"project_id": self._project}).scalar_one()
-            quotas = Quotas.model_validate(limits)
+            quotas = quotas_of(session, self._project)
             require_within(quotas, resource.kind, row["spec"], priority)
             awaits = approval_reason(spec, quotas.max_gpu_hours_per_job)
             status: JobStatus = "queued" if awaits is None else "needs_approval"
@@ -181,8 +180,22 @@ def require_within(quotas: Quotas, kind: RunKind, spec: Mapping[str, Any], prior
     if quotas.max_gpus is not None and demand_of(spec).gpus > quotas.max_gpus:
         message = f"the project may use {quotas.max_gpus} GPUs at a time, and each worker counts as one"
         raise InvalidSpecError(message, "parallel.num_workers" if kind == "job" else "base.parallel.num_workers")
+    require_priority(quotas, priority)
+
+
+def require_priority(quotas: Quotas, priority: int) -> None:
+    """Refuse what the project may not ask for.
+
+    Raises:
+        InvalidSpecError: that is higher.
+    """
     if priority > quotas.max_priority:
         raise InvalidSpecError(f"is above {quotas.max_priority}, the highest that the project may ask for", "priority")
+
+
+def quotas_of(session: Session, project: str) -> Quotas:
+    """A project's."""
+    return Quotas.model_validate(session.execute(_QUOTAS, {"project_id": project}).scalar_one())
 
 
 def next_position(session: Session) -> int:

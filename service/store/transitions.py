@@ -6,15 +6,17 @@ from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 
+from pydantic import JsonValue
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from service.errors import ConflictError
+from service.errors import ConflictError, PreconditionFailedError
+from service.spec.event import Event
 from service.spec.resources import TERMINAL_STATUSES, UNFINISHED_STATUSES, Job, JobError, JobStatus, Run, Sweep
 from service.store.event_log import append_events, status_event
 from service.store.models import JobRow, SchedulerRow
 from service.store.run_rows import RUNS, read_run
-from service.store.runs import AnyRun, RunTables, next_position
+from service.store.runs import AnyRun, RunTables, next_position, quotas_of, require_priority
 from service.store.waiting import QueuedRun
 
 Standing = Run | QueuedRun
@@ -109,6 +111,44 @@ class TransitionTables(RunTables):
             has_begun = run.status not in ("needs_approval", "queued")
             if self.change_status(run, "cancelling" if has_begun else "cancelled", reason="asked to"):
                 return self.get(resource, run_id)
+
+    def change_priority(
+        self, resource: type[AnyRun], run_id: str, priority: int, expected: AnyRun | None = None
+    ) -> AnyRun:
+        """Let a job or a sweep that waits go earlier or later; to ask for what it has changes nothing.
+
+        Args:
+            resource: of which kind.
+            run_id: which.
+            priority: the new one.
+            expected: as somebody has seen it; by default it may have changed since.
+
+        Raises:
+            NotFoundError: there is none of this id.
+            ConflictError: it waits no more.
+            PreconditionFailedError: it is not as expected.
+            InvalidSpecError: the project may not ask for that much.
+        """
+        while True:
+            run = self.get(resource, run_id) if expected is None else expected
+            if run.status not in ("needs_approval", "queued"):
+                raise ConflictError(f"the {run.kind} is {run.status}; only the priority of one that waits can change")
+            if run.priority == priority or self._set_priority(run, priority):
+                return self.get(resource, run_id)
+            if expected is not None:
+                raise PreconditionFailedError(f"the {run.kind} has changed meanwhile; look at it again")
+
+    def _set_priority(self, run: Run, priority: int) -> bool:
+        same = (JobRow.id == run.id) & (JobRow.status == run.status) & (JobRow.priority == run.priority)
+        with self._transaction() as session:
+            require_priority(quotas_of(session, run.project), priority)
+            changed = session.execute(update(JobRow).where(same).values(priority=priority))
+            if changed.rowcount != 1:  # type: ignore[attr-defined]
+                return False
+            data: dict[str, JsonValue] = {"old": run.priority, "new": priority}
+            append_events(session, run.id, [Event(type="job.priority", attempt=max(run.attempt, 1), data=data)])
+            self._record(session)
+            return True
 
     def approve(self, resource: type[AnyRun], run_id: str) -> AnyRun:
         """Let a job or a sweep into the queue that awaits it; approving twice is no error.

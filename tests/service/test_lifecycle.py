@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 from ray_jobs.run_directory import EventWriter, RunDirectory
@@ -101,6 +102,31 @@ def test_a_job_that_never_began_is_resumed_as_if_it_had_not_been_cancelled(
     job.cancel()
     with pytest.raises(ConflictError, match="still being cancelled"):
         job.resume()
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs/{}/resume", "/v1/jobs/{}/retry"])
+def test_a_job_whose_spec_this_version_does_not_take_is_not_started_again(
+    http: TestClient, store: Store, failed: Job, path: str
+) -> None:
+    spec = failed.spec | {"train": {**dict(failed.spec["train"]), "warmth": 1}, "name": 3}  # type: ignore[arg-type]
+    with store._transaction() as session:
+        session.get_one(JobRow, failed.id).spec = spec
+    answer = http.post(path.format(failed.id))
+    assert (answer.status_code, answer.json()["code"]) == (409, "outdated_spec")
+    assert "train.warmth: unknown field" in answer.json()["detail"]
+    assert answer.json()["errors"][0]["field"] == "name"
+    assert store.get(Job, failed.id).status == "failed"
+
+
+def test_a_sweep_whose_spec_this_version_does_not_take_is_not_resumed(
+    http: TestClient, store: Store, client: Client, sweep_spec: SweepSpec
+) -> None:
+    sweep = client.sweeps.create(sweep_spec)
+    sweep.cancel()
+    with store._transaction() as session:
+        session.get_one(JobRow, sweep.id).spec = sweep.spec | {"stages": []}
+    answer = http.post(f"/v1/sweeps/{sweep.id}/resume")
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (409, "stages")
 
 
 def test_two_who_resume_at_once_start_one_attempt(client: Client, store: Store, failed: Job) -> None:

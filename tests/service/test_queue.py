@@ -238,6 +238,63 @@ def test_only_admins_approve_and_only_the_default_projects_set_quotas(
     assert http.get("/v1/queue", headers=as_other).json()["waiting"] == []
 
 
+def test_the_priority_of_what_waits_can_be_changed(
+    client: Client, spec: JobSpec, store: Store, look: Callable[[], None], sweep_spec: SweepSpec
+) -> None:
+    running = [client.jobs.create(spec_of(spec, f"runs-{n}")) for n in range(2)]
+    look()
+    first, second = (client.jobs.create(spec_of(spec, name)) for name in ("first", "second"))
+    sweep = client.sweeps.create(sweep_spec)
+    look()
+    assert [entry.id for entry in client.queue().waiting] == [first.id, second.id, sweep.id]
+    assert second.update(priority=5).priority == 5
+    assert second.update(priority=5).priority == 5, "asking twice is no error"
+    assert client.sweeps.get(sweep.id).update(priority=7).priority == 7
+    look()
+    assert [entry.id for entry in client.queue().waiting] == [sweep.id, second.id, first.id]
+    told = [event for event in client.jobs.events(second.id).data if event.type == "job.priority"]
+    assert [event.data for event in told] == [{"old": 0, "new": 5}]
+    recorded = [entry for entry in store.list_audit()[0] if entry.action == "update_job"]
+    assert [(entry.target, entry.outcome) for entry in recorded] == [(f"/v1/jobs/{second.id}", "done")] * 2
+    with pytest.raises(ConflictError, match="only the priority of one that waits"):
+        running[0].update(priority=1)
+    client.change_quotas("default", Quotas(max_priority=3))
+    with pytest.raises(InvalidSpecError, match="priority: is above 3"):
+        first.update(priority=4)
+    assert client.jobs.get(first.id).priority == 0
+
+
+def test_a_job_is_changed_only_if_it_is_what_the_caller_has_seen(
+    http: TestClient, client: Client, store: Store, spec: JobSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"/v1/jobs/{client.jobs.create(spec).id}"
+
+    def change(priority: int, etag: str) -> int:
+        return http.patch(path, json={"priority": priority}, headers={"If-Match": etag}).status_code
+
+    seen = http.get(path).headers["ETag"]
+    assert change(1, '"something-else"') == 412
+    assert change(1, f'"something-else", {seen}') == 200
+    assert change(2, seen) == 412, "it has changed since"
+    assert change(2, "*") == 200
+    answer = http.patch(path, json={"priority": 3}, headers={"If-Match": seen})
+    assert answer.json()["code"] == "precondition_failed"
+    set_priority = store._set_priority
+
+    def overtaken(run: Any, priority: int) -> bool:
+        monkeypatch.undo()
+        assert set_priority(run, 9)
+        return store._set_priority(run, priority)
+
+    monkeypatch.setattr(Store, "_set_priority", lambda _store, run, priority: overtaken(run, priority))
+    assert change(4, http.get(path).headers["ETag"]) == 412, "somebody was faster between the look and the change"
+    assert client.jobs.get(path.rpartition("/")[2]).priority == 9
+    for wrong in ({"priority": 11}, {"priority": "high"}, {}, {"priority": 1, "name": "other"}):
+        assert http.patch(path, json=wrong).status_code == 422
+    assert http.patch("/v1/jobs/job-0-0", json={"priority": 1}).status_code == 404
+    assert http.patch("/v1/jobs/job-0-0", json={"priority": 1}, headers={"If-Match": seen}).status_code == 404
+
+
 def test_projects_take_turns(
     client: Client,
     http: TestClient,
@@ -283,6 +340,8 @@ def test_the_command_line_shows_the_queue_and_sets_quotas(
     assert job.id in table
     assert "needs_approval" in table
     assert run("approve", job.id).strip() == "queued"
+    assert run("update", job.id, "--priority", "-2").strip() == "priority -2"
+    assert json.loads(run("update", job.id, "--priority", "4", "--json"))["priority"] == 4
     assert json.loads(run("queue", "--json"))["waiting"][0]["queue_position"] == 1
     assert "no limit" in run("quotas", "--set", "max_gpu_hours_per_job=none")
     result = CliRunner().invoke(command, ["quotas", "--set", "max_gpus=none", "--set", "nosuch=1", "--url", url])
