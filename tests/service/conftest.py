@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,11 @@ from service.spec.sweep_results import Agreement, Candidate, Estimate, StageResu
 from service.store.engine import migrate, open_engine
 from service.store.key_text import new_api_key
 from service.store.store import Store
-from tests.service.postgres import find_programs, postgres_server, run_sql
+from tests.service.postgres import find_programs, new_database, postgres_server, run_sql
 from tests.service.recording_backend import RecordingBackend
 
 SECRET = b"0" * 32
+BOTH_DATABASES = ("sqlite", pytest.param("postgresql", marks=pytest.mark.postgres))
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +47,7 @@ def postgres() -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+@pytest.fixture(params=BOTH_DATABASES)
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
     """A migrated database of each kind."""
     if request.param == "sqlite":
@@ -56,12 +56,10 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
         yield engine
         engine.dispose()
         return
-    url, name = request.getfixturevalue("postgres"), f"test_{uuid.uuid4().hex}"
-    run_sql(url, f"CREATE DATABASE {name} TEMPLATE template")
-    engine = open_engine(url.format(name))
-    yield engine
-    engine.dispose()
-    run_sql(url, f"DROP DATABASE {name} WITH (FORCE)")
+    with new_database(request.getfixturevalue("postgres"), "template") as url:
+        engine = open_engine(url)
+        yield engine
+        engine.dispose()
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,6 +65,20 @@ def run_sql(url: str, statement: str) -> None:
     with engine.connect() as connection:
         connection.execute(text(statement))
     engine.dispose()
+
+
+@contextmanager
+def new_database(url: str, template: str) -> Iterator[str]:
+    """A database that begins as another one is, and is dropped behind the block, whoever is still connected.
+
+    Args:
+        url: of the server, less the database's name.
+        template: the other one.
+    """
+    name = f"test_{uuid.uuid4().hex}"
+    run_sql(url, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield url.format(name)
+    run_sql(url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

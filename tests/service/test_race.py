@@ -9,6 +9,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,11 +27,13 @@ from service.store import transitions
 from service.store.engine import migrate, open_engine
 from service.store.store import Store
 from tests.conftest import TRIED
+from tests.service.conftest import BOTH_DATABASES
 from tests.service.faults.cluster import Cluster, ClusterServer
-from tests.service.test_crash import EXPECTED, told_whole
+from tests.service.postgres import new_database
+from tests.service.test_crash import EXPECTED, Databases, told_whole
 
-SEEDS = int(os.environ.get("SLEDDOG_RACE_SEEDS", "12"))
-"""Histories of each kind."""
+SEEDS = int(os.environ.get("SLEDDOG_RACE_SEEDS", "6"))
+"""Histories of each kind, on each database."""
 DEADLINE_S = 60.0
 MAX_RUNNING = 2
 
@@ -80,9 +83,8 @@ class WatchedRayJobs(RayJobs):
 class World:
     """Two replicas, their store and their cluster."""
 
-    def __init__(self, directory: Path, template: Path, seed: int, limits: Limits) -> None:
-        shutil.copy(template, directory / "store.db")
-        self.directory, self.limits = directory, limits
+    def __init__(self, directory: Path, database_url: str, seed: int, limits: Limits) -> None:
+        self.directory, self.database_url, self.limits = directory, database_url, limits
         self.interleaving = Interleaving(seed)
         self.cluster = Cluster(seed, trouble=0.03)
         self.server = ClusterServer(self.cluster)
@@ -93,7 +95,7 @@ class World:
         self._threads += [threading.Thread(target=self._replica, name=name) for name in ("left", "right")]
 
     def _open(self) -> Store:
-        return Store(open_engine(f"sqlite:///{self.directory / 'store.db'}"), b"")
+        return Store(open_engine(self.database_url), b"")
 
     def _replica(self) -> None:
         store = self._open()
@@ -162,6 +164,15 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(params=BOTH_DATABASES)
+def databases(request: pytest.FixtureRequest) -> Databases:
+    if request.param == "sqlite":
+        template: Path = request.getfixturevalue("template")
+        return lambda directory: nullcontext(f"sqlite:///{shutil.copy(template, directory / 'store.db')}")
+    server = request.getfixturevalue("postgres")
+    return lambda _directory: new_database(server, "template")
+
+
 @pytest.fixture(autouse=True)
 def wall_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[SteppingDatetime]]:
     monkeypatch.setattr(transitions, "datetime", SteppingDatetime)
@@ -203,10 +214,25 @@ CHANGES_NOTHING = (nothing, wall_clock_steps, network_is_cut)
 COSTS_ATTEMPTS = (head_restarts, drivers_are_killed)
 
 
+def assert_right(world: World, jobs: dict[str, Job], happenings: Callable[[World], None]) -> None:
+    for name, job in jobs.items():
+        told_whole(world.store, job)
+        status, attempt, code = EXPECTED[name]
+        assert (job.status, job.error and job.error.code) == (status, code), job
+        starts = [start for start in world.cluster.starts if start.startswith(job.id)]
+        if happenings in CHANGES_NOTHING:
+            assert job.attempt == attempt, name
+            assert starts == [f"{job.id}-a{number}" for number in range(1, attempt + 1)], name
+    if happenings is not head_restarts:  # whose orphans live on; the attempt's number tells them apart
+        assert world.cluster.overlaps == []
+        assert world.cluster.most_alive <= MAX_RUNNING, "no more start than there is room for"
+    world.store._engine.dispose()
+
+
 @pytest.mark.parametrize("happenings", [*CHANGES_NOTHING, *COSTS_ATTEMPTS])
 def test_two_control_planes_agree_whatever_happens(
     tmp_path: Path,
-    template: Path,
+    databases: Databases,
     spec: JobSpec,
     happenings: Callable[[World], None],
     record_property: Callable[[str, object], None],
@@ -216,34 +242,27 @@ def test_two_control_planes_agree_whatever_happens(
     for seed in range(SEEDS):
         directory = tmp_path / str(seed)
         directory.mkdir()
-        world = World(directory, template, seed, Limits(max_attempts=5, backoff_s=0.01))
-        jobs = world.live(spec, happenings)
+        with databases(directory) as database_url:
+            world = World(directory, database_url, seed, Limits(max_attempts=5, backoff_s=0.01))
+            jobs = world.live(spec, happenings)
+            assert_right(world, jobs, happenings)
         seen.add(world.interleaving.name)
         num_overlaps += len(world.cluster.overlaps)
-        for name, job in jobs.items():
-            told_whole(world.store, job)
-            status, attempt, code = EXPECTED[name]
-            assert (job.status, job.error and job.error.code) == (status, code), (seed, job)
-            starts = [start for start in world.cluster.starts if start.startswith(job.id)]
-            if happenings in CHANGES_NOTHING:
-                assert job.attempt == attempt, (seed, name)
-                assert starts == [f"{job.id}-a{number}" for number in range(1, attempt + 1)], (seed, name)
-        if happenings is not head_restarts:  # whose orphans live on; the attempt's number tells them apart
-            assert world.cluster.overlaps == []
-            assert world.cluster.most_alive <= MAX_RUNNING, "no more start than there is room for"
     told = f"{len(seen)} different interleavings in {SEEDS} runs, {num_overlaps} drivers beside an orphan"
     record_property(TRIED, f"{happenings.__name__}: {told}")
 
 
 def test_a_driver_that_ray_never_starts_is_given_up_with_the_reason(
-    tmp_path: Path, template: Path, spec: JobSpec
+    tmp_path: Path, databases: Databases, spec: JobSpec
 ) -> None:
-    world = World(tmp_path, template, 1, Limits(2, start_timeout_s=0.2, stop_timeout_s=0.2, backoff_s=0.01))
-    world.cluster.holds_pending = True
-    try:
-        jobs = world.live(spec, nothing)
-    finally:
-        world.cluster.forget()
+    limits = Limits(2, start_timeout_s=0.2, stop_timeout_s=0.2, backoff_s=0.01)
+    with databases(tmp_path) as database_url:
+        world = World(tmp_path, database_url, 1, limits)
+        world.cluster.holds_pending = True
+        try:
+            jobs = world.live(spec, nothing)
+        finally:
+            world.cluster.forget()
     assert jobs.pop("waits").status == "cancelled"
     for job in jobs.values():
         assert job.error is not None
