@@ -11,9 +11,8 @@ Shape suffixes: K categories, N points, D dimensions of a cube.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import combinations
-from math import comb
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -102,26 +101,27 @@ def lattice(max_points: int, bounds: Bounds) -> np.ndarray:
 
     At least the points with shares 0 and 1 are tried, moved to the nearest within bounds if none of them lies there.
     """
-    num_shares = len(bounds.low_K)
     best_NK = np.unique(np.round(corners(bounds), 12), axis=0)
     for parts in range(1, RESOLUTION + 1):
-        # bounds cut off at most all but a fraction: stop when even the enumeration is out of proportion
-        if comb(parts + num_shares - 1, num_shares - 1) > 1000 * max_points:
+        least = np.ceil((bounds.low_K - 1e-9) * parts).astype(int).tolist()
+        most = np.floor((bounds.high_K + 1e-9) * parts).astype(int).tolist()
+        inside = list(islice(_compositions(parts, least, most), max_points + 1))
+        if len(inside) > max_points:
             break
-        points_NK = np.array(list(_compositions(parts, num_shares))) / parts
-        inside_N = ((points_NK >= bounds.low_K - 1e-9) & (points_NK <= bounds.high_K + 1e-9)).all(axis=1)
-        if inside_N.sum() > max_points:
-            break
-        if inside_N.any():
-            best_NK = points_NK[inside_N]
+        if inside:
+            best_NK = np.array(inside) / parts
     return best_NK
 
 
-def _compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
-    """All ways to write a total as a sum of so many whole numbers, 0 included."""
-    for bars in combinations(range(total + parts - 1), parts - 1):
-        edges = (-1, *bars, total + parts - 1)
-        yield tuple(edges[n + 1] - edges[n] - 1 for n in range(parts))
+def _compositions(total: int, least: Sequence[int], most: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """All ways to write a total as a sum of whole numbers within bounds; none is tried that cannot be one."""
+    if len(least) == 1:
+        if least[0] <= total <= most[0]:
+            yield (total,)
+        return
+    for first in range(max(least[0], total - sum(most[1:])), min(most[0], total - sum(least[1:])) + 1):
+        for others in _compositions(total - first, least[1:], most[1:]):
+            yield (first, *others)
 
 
 def rounded(point_K: np.ndarray, bounds: Bounds) -> tuple[float, ...]:

@@ -83,6 +83,20 @@ def test_a_lattice_is_the_finest_that_fits() -> None:
     assert len(lattice(10, narrow)) == 10
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("low", "high"), [([0.3, 0.0], [0.3, 1.0]), ([0.0], [1.0]), ([0.2, 0.3, 0.5], [0.2, 0.3, 1.0])]
+)
+def test_a_lattice_of_the_one_point_that_bounds_leave_is_found_at_once(low: list[float], high: list[float]) -> None:
+    bounds = Bounds(np.array(low), np.array(high))
+    assert lattice(8, bounds) == pytest.approx(corners(bounds)[:1])
+
+
+def test_a_lattice_between_narrow_bounds_is_fine_enough() -> None:
+    bounds = Bounds(np.array([0.3, 0.0]), np.array([0.301, 1.0]))
+    assert lattice(11, bounds)[:, 0].tolist() == pytest.approx(np.linspace(0.3, 0.301, 11).tolist())
+
+
 def test_shares_that_4_digits_cannot_tell_stay_as_they_are() -> None:
     third = 1 / 3
     bounds = Bounds(np.array([third, 0, 0]), np.array([third, 1, 1]))
