@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -61,6 +61,24 @@ def require_progress(state: TrainingState, spec: TrainSpec) -> None:
             "learning rate, or look for what is wrong with the rows of these steps",
             "train.learning_rate",
         )
+
+
+def require_measured(losses: Mapping[str, float], when: str) -> None:
+    """Check that held-out losses are numbers: from the same weights and rows the same comes again.
+
+    Args:
+        losses: by category.
+        when: they were measured.
+
+    Raises:
+        NonFiniteLossError: one is not.
+    """
+    for category, loss in losses.items():
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(
+                f"{when}: the held-out loss of {category} is {loss}; try a lower learning rate, or fp32",
+                "train.learning_rate",
+            )
 
 
 class Guards:

@@ -43,7 +43,7 @@ from ray_jobs.train.clock import StepClock
 from ray_jobs.train.cursor import check_cursor, data_cursor
 from ray_jobs.train.engine import TrainingStep, balancing, build_engine, expert_parallel_group
 from ray_jobs.train.export import committed_step, export
-from ray_jobs.train.guards import Guards, require_progress
+from ray_jobs.train.guards import Guards, require_measured, require_progress
 from ray_jobs.train.proofs import Proof, prove, prove_step_count, require
 from ray_jobs.train.resume import Resumed, resume
 from ray_jobs.train.schedule import learning_rate
@@ -316,6 +316,7 @@ class Worker:
         """
         categories = self.settings.categories
         losses, routing = measure_held_out(self.step_module, self.held_out, categories)
+        require_measured(losses, when)
         evaluate = self.spec.evaluate
         samples = answer(self.step_module.model, self.tokenizer, evaluate.prompts, evaluate.max_new_tokens)
         model = LanguageModel(self.step_module.model, self.tokenizer, evaluate.batch_size)

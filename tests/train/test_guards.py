@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ray_jobs.train.checkpoint import TrainingState
-from ray_jobs.train.guards import Guards, require_progress
+from ray_jobs.train.guards import Guards, require_measured, require_progress
 from service.errors import NonFiniteLossError
 from service.spec.train import TrainSpec
 
@@ -32,6 +32,14 @@ def test_no_loss_is_unusual_at_the_start_nor_by_little() -> None:
     assert spikes([1.0] * 30 + [1.19]) == [], "losses that do not vary at all"
     assert spikes([1.0] * 30 + [1.21]) == [30]
     assert spikes([math.nan] * 30 + [9.0]) == [], "skipped steps say nothing of what is usual"
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_held_out_loss_that_is_no_number_ends_the_run(loss: float) -> None:
+    require_measured({"code": 2.0, "math": 0.0}, "after")
+    with pytest.raises(NonFiniteLossError, match=f"after: the held-out loss of math is {loss}"):
+        require_measured({"code": 2.0, "math": loss}, "after")
+    assert NonFiniteLossError("").fault != "infrastructure", "it would come again"
 
 
 def test_a_dead_expert_is_told_when_it_is_known_and_again_after_it_lived() -> None:
