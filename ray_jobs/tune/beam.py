@@ -26,7 +26,7 @@ from ray_jobs.tune.objective import Judgement, Noise, judge
 from ray_jobs.tune.propose import Beam, Outcome, Proposal
 from ray_jobs.tune.space import Point, Space
 from ray_jobs.tune.surrogate import Surrogate
-from service.spec.sweep import DEFAULT_CANDIDATES, StageSpec, SweepSpec, mixture_of_base
+from service.spec.sweep import DEFAULT_CANDIDATES, KEPT_AT_MOST, StageSpec, SweepSpec, mixture_of_base
 from service.spec.sweep_results import Agreement, Candidate, EndedBy, Estimate, StageResult, SweepResults, Trial
 
 PATIENCE = 2
@@ -164,7 +164,8 @@ class _Stage:
         ranked = self.judgement.ranked
         width = self.spec.beam_width
         kept = list(ranked[:width])
-        kept += [one for one in ranked[width : 2 * width] if not self.judgement.is_better(kept[width - 1], one)]
+        others = ranked[width : KEPT_AT_MOST * width]
+        kept += [one for one in others if not self.judgement.is_better(kept[width - 1], one)]
         self.beams = [candidate.id for candidate in kept]
         self.best_score_by_round.append(_score(ranked[0]))
         self._best_by_round.append(ranked[0].id)

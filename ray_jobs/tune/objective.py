@@ -231,8 +231,8 @@ def _standing(candidate: Candidate, trials: Sequence[Trial]) -> tuple[int, int, 
     if any(trial.status != "stopped" and not is_sound(trial) for trial in trials):
         return (_FAILED, 0, 0.0)
     if stopped:
-        last = min(max(trial.rungs, default=0) for trial in stopped)
-        scores = [trial.rungs[last] for trial in stopped if last in trial.rungs]
+        last = min(len(trial.rungs) for trial in stopped)  # by number: a rung is not the same step for all
+        scores = [trial.rungs[sorted(trial.rungs)[last - 1]] for trial in stopped] if last else []
         return (_STOPPED, -last, -float(np.mean(scores)) if scores else math.inf)
     if candidate.score is None:
         return (_FAILED, 0, 0.0)

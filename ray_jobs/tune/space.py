@@ -16,7 +16,8 @@ import numpy as np
 from pydantic import JsonValue
 
 from ray_jobs.tune.simplex import Bounds, corners, from_cube, lattice, nearest, rounded
-from service.spec.sweep import ChoiceAxis, FieldAxis, RangeAxis, SweepSpec
+from service.spec.axes import ChoiceAxis, FieldAxis, RangeAxis
+from service.spec.sweep import SweepSpec
 
 
 class Point(NamedTuple):
@@ -127,7 +128,9 @@ def _place(axis: FieldAxis, value: JsonValue) -> float:
     if isinstance(axis, ChoiceAxis):
         # the middle of the choice's part of the axis; the base job's value need not be one
         return (axis.values.index(value) + 0.5) / len(axis.values) if value in axis.values else 0.5
-    number = min(max(float(value), axis.low), axis.high)  # type: ignore[arg-type]
+    if not isinstance(value, int | float):
+        return 0.5  # the base job has none of its own
+    number = min(max(float(value), axis.low), axis.high)
     if axis.log:
         return math.log(number / axis.low) / math.log(axis.high / axis.low)
     return (number - axis.low) / (axis.high - axis.low)

@@ -18,7 +18,8 @@ from ray_jobs.tune.beam import Advance, PlannedTrial, advance
 from ray_jobs.tune.rungs import is_stopped
 from ray_jobs.tune.trial import TrialRun, trial_spec
 from ray_jobs.tune.verdict import verdict
-from service.errors import TrialsFailedError
+from service.errors import InvalidSpecError, TrialsFailedError
+from service.spec.job import JobSpec
 from service.spec.sweep import SweepSpec
 from service.spec.sweep_results import SWEEP_FILE, SweepResults, Trial
 
@@ -52,7 +53,7 @@ class Sweep:
             self._now = self._advance()
         for trial in self._ended.values():
             for step, score in trial.rungs.items():
-                self._at_rung[trial.stage, step][trial.id] = score
+                self._scores_at(self._planned[trial.id], step)[trial.id] = score
         self._write()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -67,9 +68,17 @@ class Sweep:
     def next_trial(self) -> TrialRun | None:
         """A trial to start now, which counts as running from here on; None while there is none, or no room for it."""
         waiting = [planned for planned in self._now.due if planned.id not in self._running]
-        if self.is_over or not waiting or len(self._running) >= self._room(waiting[0]):
+        if self.is_over or not waiting:
             return None
         planned = waiting[0]
+        try:
+            job = trial_spec(self._spec, planned)
+        except InvalidSpecError as error:
+            self._running[planned.id] = planned
+            self.end(planned.id, str(error))
+            return self.next_trial()
+        if len(self._running) >= self._room(job):
+            return None
         self._running[planned.id] = planned
         self._tell(
             "trial.started",
@@ -116,7 +125,7 @@ class Sweep:
             step: of the rung.
             score: `rung_score` there.
         """
-        reached = self._at_rung[planned.stage, step]
+        reached = self._scores_at(planned, step)
         reached[planned.id] = score
         others = [other for trial, other in reached.items() if trial != planned.id]
         role = next(c.role for c in self._now.results.candidates if c.id == planned.candidate)
@@ -168,12 +177,16 @@ class Sweep:
         found = {planned.id: self._trial_run(planned).ended() for planned in due}
         return {name: trial for name, trial in found.items() if trial is not None}
 
+    def _scores_at(self, planned: PlannedTrial, step: int) -> dict[str, float]:
+        """Of the trials of a stage at a rung, by its number: where steps differ in size, so do the rungs' steps."""
+        return self._at_rung[planned.stage, self._trial_run(planned).rungs.index(step)]
+
     def _trial_run(self, planned: PlannedTrial) -> TrialRun:
         return TrialRun(self._run, self._spec, planned)
 
-    def _room(self, planned: PlannedTrial) -> int:
+    def _room(self, job: JobSpec) -> int:
         """Trials like this one at a time: at least one, which then waits as a job does for a cluster that may grow."""
-        job, cluster = trial_spec(self._spec, planned), ray.cluster_resources()
+        cluster = ray.cluster_resources()
         fits = min(int(cluster.get(name, 0) / amount) for name, amount in worker_resources(job).items())
         room = max(1, fits // job.parallel.num_workers)
         return room if self._spec.max_concurrent_trials is None else min(room, self._spec.max_concurrent_trials)

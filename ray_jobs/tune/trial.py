@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fsspec.core import url_to_fs
+from pydantic import ValidationError
 
 from ray_jobs.data.prepare import prepare
 from ray_jobs.evaluate.run import read_summaries
@@ -24,7 +25,8 @@ from ray_jobs.train.trainer import RAY_TRAIN_DIRECTORY, train
 from ray_jobs.tune.beam import PlannedTrial
 from ray_jobs.tune.objective import rung_score
 from ray_jobs.tune.rungs import rung_steps
-from service.errors import SleddogError
+from service.errors import InvalidSpecError, SleddogError
+from service.spec.base import field_errors
 from service.spec.event import SPEC_FILE, Event
 from service.spec.job import JobSpec
 from service.spec.promotion import changes_of
@@ -36,11 +38,14 @@ _CURVE_POINTS = 200
 
 
 def trial_spec(spec: SweepSpec, planned: PlannedTrial) -> JobSpec:
-    """The job that a trial is, but for its epochs, which `max_steps` decides.
+    """The job that a trial is, but for its epochs, which its steps decide.
 
     Args:
         spec: the sweep's.
         planned: the trial.
+
+    Raises:
+        InvalidSpecError: the candidate's values and its stage's make no job together.
     """
     base, stage = spec.base, spec.stage(planned.stage)
     measured = {name.split(".")[0] for name in spec.objective.metric_names if not is_loss(name)}
@@ -49,14 +54,18 @@ def trial_spec(spec: SweepSpec, planned: PlannedTrial) -> JobSpec:
         **changes_of(base, planned.mixture, planned.fields, planned.left_out),
         "seed": planned.seed,
         "data.seed": base.seed if base.data.seed is None else base.data.seed,
-        "train.max_steps": stage.max_steps,
         "evaluate.prompts": [],
         "evaluate.tasks": [task.model_dump(mode="json") for task in base.evaluate.tasks if task.label in measured],
         "evaluate.every_steps": None,
         # trackers know a run by its job's id, which a trial has none of; the sweep's results hold its curve
         "track": {"tensorboard": False},
     }
-    return changed(base, changes)
+    try:
+        job = changed(base, changes)
+        return changed(job, {"train.max_steps": stage.num_steps(job)})
+    except ValidationError as error:
+        fault = field_errors(error.errors(), base.model_dump(mode="json"))[0]
+        raise InvalidSpecError(f"candidate {planned.candidate} makes no job: {fault.message}", fault.field) from None
 
 
 @dataclass(frozen=True)
@@ -131,8 +140,12 @@ class TrialRun:
     @property
     def rungs(self) -> tuple[int, ...]:
         """Optimiser steps at which it is compared with others, before its last."""
-        stop, max_steps = self.spec.early_stop, self.spec.stage(self.planned.stage).max_steps
-        return () if stop is None else tuple(rung_steps(stop, max_steps))
+        stop = self.spec.early_stop
+        if stop is None:
+            return ()
+        max_steps = trial_spec(self.spec, self.planned).train.max_steps
+        assert max_steps is not None, "every trial has a number of steps"
+        return tuple(rung_steps(stop, max_steps))
 
     def rungs_reached(self) -> dict[int, dict[str, float]]:
         """All metrics at the rungs so far, by step; a rung where one could not be measured is left out."""
@@ -184,7 +197,7 @@ class TrialRun:
     def _describe(self, status: TrialStatus, reason: str) -> Trial:
         events = read_events(self.directory)
         steps = {int(e.data["step"]): e.data for e in events if e.type == "train.step"}  # type: ignore[arg-type]
-        reached = self.rungs_reached()
+        reached = self.rungs_reached() if events else {}
         if status == "stopped":
             steps = {step: data for step, data in steps.items() if step <= max(reached, default=0)}
         starts = [event for event in events if event.type == "train.started"]
@@ -204,7 +217,7 @@ class TrialRun:
             metrics=measured,
             curve=_thinned([(step, float(data["loss"])) for step, data in sorted(steps.items()) if data["loss"]]),  # type: ignore[arg-type]
             run_url=self.directory.url,
-            rungs=self.rung_scores(),
+            rungs={step: rung_score(self.spec.objective, metrics) for step, metrics in reached.items()},
             reason=reason,
         )
 

@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fsspec.core import url_to_fs
+from pydantic import JsonValue
 
 from service.backends.base import Backend
 from service.errors import InvalidSpecError, SourceNotFoundError
+from service.spec.axes import ChoiceAxis, FieldAxis
 from service.spec.job import JobSpec
 from service.spec.model import CheckpointBase, PretrainedTokenizer
 from service.spec.outcomes import SourceCheck
 from service.spec.source import SourceSpec
-from service.spec.sweep import ChoiceAxis, SweepSpec, changed
+from service.spec.sweep import SweepSpec, changed
 from service.uri_policy import UriPolicy
 
 
@@ -50,8 +52,19 @@ def _jobs_of(spec: JobSpec | SweepSpec) -> Iterator[tuple[str, JobSpec, bool]]:
     for number, stage in enumerate(spec.stages):
         yield f"stages.{number}.changes.", changed(spec.base, stage.changes), True
     for number, axis in enumerate(spec.axes.fields):
-        for choice, value in enumerate(axis.values if isinstance(axis, ChoiceAxis) else ()):
-            yield f"axes.fields.{number}.values.{choice}.", changed(spec.base, {axis.path: value}), False
+        for name, value in _values(axis):
+            path = f"axes.fields.{number}.{name}."
+            yield path, changed(spec.base, {axis.path: value}), False
+            for stage in spec.stages:
+                yield path, changed(spec.base, {**stage.changes, axis.path: value}), True
+
+
+def _values(axis: FieldAxis) -> Iterator[tuple[str, JsonValue]]:
+    """Of an axis, with their paths in it: of an interval its ends."""
+    if isinstance(axis, ChoiceAxis):
+        yield from ((f"values.{choice}", value) for choice, value in enumerate(axis.values))
+    else:
+        yield from (("low", axis.low), ("high", axis.high))
 
 
 def _require_room(spec: JobSpec, backend: Backend) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from service.plan.plan import plan_job
 from service.spec.job import JobSpec
 from service.spec.plan import PlanRequest
-from service.spec.sweep import DEFAULT_CANDIDATES, StageSpec, SweepSpec, changed
+from service.spec.sweep import StageSpec, SweepSpec, changed
 
 
 def approval_reason(spec: JobSpec | SweepSpec, max_gpu_hours: float | None) -> str | None:
@@ -33,17 +33,12 @@ def planned_gpu_hours(spec: JobSpec | SweepSpec) -> float | None:
     if isinstance(spec, JobSpec):
         planned = plan_job(PlanRequest(job=spec)).run
         return None if planned is None else planned.gpu_hours
-    return sum(_trial_gpu_hours(spec, stage) * _num_trials(spec, number) for number, stage in enumerate(spec.stages))
+    return sum(_trial_gpu_hours(spec, stage) * spec.most_trials(number) for number, stage in enumerate(spec.stages))
 
 
 def _trial_gpu_hours(spec: SweepSpec, stage: StageSpec) -> float:
-    job = changed(spec.base, {**stage.changes, "train.max_steps": stage.max_steps})
+    job = changed(spec.base, stage.changes)
+    job = changed(job, {"train.max_steps": stage.num_steps(job)})
     planned = plan_job(PlanRequest(job=job)).run
     assert planned is not None, "the number of steps is given"
     return planned.gpu_hours
-
-
-def _num_trials(spec: SweepSpec, number: int) -> int:
-    stage = spec.stages[number]
-    later_rounds = (stage.rounds - 1) * (stage.candidates or DEFAULT_CANDIDATES) * stage.seeds
-    return spec.least_trials(number) + later_rounds

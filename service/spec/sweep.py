@@ -8,11 +8,13 @@ the values of the other axes; a trial is one training run of a candidate with on
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping
+from itertools import product
+from typing import Any, Literal
 
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
+from service.spec.axes import Axes, ShareRange, is_within
 from service.spec.base import SpecModel, conflict, field_errors
 from service.spec.job import JobSpec
 
@@ -22,73 +24,37 @@ HELD_OUT_LOSS = "held_out_loss"
 
 DEFAULT_CANDIDATES = 8
 """Of a round: with three categories the base mix, three corners and four mixes between them."""
-
-
-class ShareRange(SpecModel):
-    """How much of a mix a category may have."""
-
-    min: float = Field(default=0.0, ge=0, le=1)
-    """Least share of the whole mix."""
-    max: float = Field(default=1.0, ge=0, le=1)
-    """Greatest share."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> ShareRange:
-        if self.min > self.max:
-            raise conflict("min", f"is above `max` {self.max}")
-        return self
-
-
-class ChoiceAxis(SpecModel):
-    """A field of the job that takes one of several values."""
-
-    kind: Literal["choice"]
-    path: str
-    """Dotted path in the job, such as `data.sequence_length`."""
-    values: tuple[JsonValue, ...] = Field(min_length=2)
-    """What it may be, in an order in which neighbours are alike, where there is one."""
-
-
-class RangeAxis(SpecModel):
-    """A number of the job that takes any value of an interval."""
-
-    kind: Literal["range"]
-    path: str
-    """Dotted path in the job, such as `train.learning_rate`."""
-    low: float
-    high: float
-    log: bool = False
-    """Whether equal ratios, not equal differences, are equally far."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> RangeAxis:
-        if self.low >= self.high:
-            raise conflict("low", f"is not below `high` {self.high}")
-        if self.log and self.low <= 0:
-            raise conflict("low", "must be above 0 on a logarithmic axis")
-        return self
-
-
-FieldAxis = Annotated[ChoiceAxis | RangeAxis, Field(discriminator="kind")]
-
-
-class Axes(SpecModel):
-    """What differs between candidates."""
-
-    mixture: dict[str, ShareRange] | None = None
-    """Bounds of each category's share; all categories of the sources, whose shares sum to 1. By default each may have
-    any share."""
-    fields: tuple[FieldAxis, ...] = ()
-    """Further fields of the job."""
+KEPT_AT_MOST = 2
+"""Times `beam_width`: beams that a round leaves where the noise hides their order."""
+_SET_BY_THE_SWEEP = (
+    "seed",
+    "data.seed",
+    "data.mixture",
+    "data.expected_hash",
+    "train.max_steps",
+    "train.epochs",
+    "evaluate.prompts",
+    "evaluate.tasks",
+    "evaluate.every_steps",
+    "track",
+)
+"""What a trial has from its stage, its candidate, its seed or the objective: other values would be overwritten."""
+_LOSSES_ARE_MEASURED_BY = ("data.held_out_fraction", "model.tokenizer")
+"""What decides which tokens a held-out loss is the mean of."""
+_MOST_COMBINATIONS = 256
+"""Of axes' values that are tried on the job when a sweep is posted; of more, each value by itself."""
 
 
 class StageSpec(SpecModel):
-    """Trials on one model, all of the same number of steps and so of the same number of tokens."""
+    """Trials on one model, all with the same budget: `max_steps` or `max_tokens`."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")
     """A label, unique in the sweep."""
-    max_steps: int = Field(ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
     """Optimiser steps of each trial; data that is used up before is read again."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of each trial instead, as places in packed rows, in whole steps: the fairer budget where candidates differ
+    in the rows of a step or in their length."""
     changes: dict[str, JsonValue] = Field(default={})
     """What is different from the base job: values by dotted path, such as `model.base` or `train.tuning`."""
     candidates: int | None = Field(default=None, ge=1)
@@ -105,6 +71,23 @@ class StageSpec(SpecModel):
     random ones."""
     baseline_seeds: int = Field(default=3, ge=2)
     """Trials of the base mix, from which the noise is estimated, together with the candidates' own."""
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> StageSpec:
+        if (self.max_steps is None) == (self.max_tokens is None):
+            raise conflict("max_steps", "give either `max_steps` or `max_tokens`")
+        return self
+
+    def num_steps(self, job: JobSpec) -> int:
+        """Optimiser steps of a trial.
+
+        Args:
+            job: what the stage and the candidate make of the base job.
+        """
+        if self.max_steps is not None:
+            return self.max_steps
+        assert self.max_tokens is not None, "a stage has one of both"
+        return math.ceil(self.max_tokens / (job.train.global_batch_rows * job.data.sequence_length))
 
     def num_trials(self, *, is_base: bool) -> int:
         """Of one candidate, or of the base mix, which has as many at least."""
@@ -161,9 +144,13 @@ class ObjectiveSpec(SpecModel):
         return tuple(dict.fromkeys(names))
 
     @model_validator(mode="after")
-    def _not_empty(self) -> ObjectiveSpec:
+    def _distinct(self) -> ObjectiveSpec:
         if not self.metrics:
             raise conflict("metrics", "give at least one")
+        names = [metric.name for metric in self.metrics]
+        for number, name in enumerate(names):
+            if name in names[:number]:
+                raise conflict(f"metrics.{number}.name", f"{name!r} is there twice: give it one weight")
         return self
 
 
@@ -227,6 +214,20 @@ class SweepSpec(SpecModel):
             others = width if stage.candidates is None else min(width, stage.candidates - 1)
         return stage.num_trials(is_base=True) + others * stage.seeds
 
+    def most_trials(self, number: int) -> int:
+        """Trials that a stage may come to, if the noise hides the order of as many beams as may be kept."""
+        stage = self.stages[number]
+        if self.searcher == "leave_one_out":
+            first = len(self.base.data.sources) - len(self.base.data.leave_out)
+        elif number == 0:
+            first = (stage.candidates or DEFAULT_CANDIDATES) - 1
+        else:
+            beams = KEPT_AT_MOST * self.stages[number - 1].beam_width
+            first = beams if stage.candidates is None else min(beams, stage.candidates - 1)
+        later = (stage.rounds - 1) * (stage.candidates or DEFAULT_CANDIDATES)
+        most = stage.num_trials(is_base=True) + (first + later) * stage.seeds
+        return most if self.max_trials is None else min(most, self.max_trials)
+
     def stage(self, name: str) -> StageSpec:
         """The stage of a name that the sweep has."""
         return next(stage for stage in self.stages if stage.name == name)
@@ -244,13 +245,8 @@ class SweepSpec(SpecModel):
         self._check_metrics()
         for number, stage in enumerate(self.stages):
             self._check_changes(f"stages.{number}.changes", stage.changes)
-        for number, axis in enumerate(self.axes.fields):
-            values = axis.values if isinstance(axis, ChoiceAxis) else (axis.low, axis.high)
-            for value in values:
-                self._check_changes(f"axes.fields.{number}", {axis.path: value})
-            for other, stage in enumerate(self.stages):
-                if axis.path in stage.changes:
-                    raise conflict(f"stages.{other}.changes.{axis.path}", "is an axis, which each candidate sets")
+        self._check_axes()
+        self._check_together()
         return self
 
     def _check_stages(self) -> None:
@@ -260,13 +256,19 @@ class SweepSpec(SpecModel):
         for number, name in enumerate(names):
             if name in names[:number]:
                 raise conflict(f"stages.{number}.name", f"two stages are named {name!r}")
-        if self.searcher == "leave_one_out" and len(self.stages) > 1:
-            raise conflict("stages.1", "leaving one source out needs one stage")
 
     def _check_left_out(self) -> None:
-        """Without any one of its sources the base mix must still be one."""
+        """Without any one of its sources the base mix must still be one, and nothing else is tried."""
         if self.searcher != "leave_one_out":
             return
+        if len(self.stages) > 1:
+            raise conflict("stages.1", "leaving one source out needs one stage")
+        if self.stages[0].rounds > 1:
+            raise conflict("stages.0.rounds", "leaving one source out needs one round")
+        if self.stages[0].candidates is not None:
+            raise conflict("stages.0.candidates", "every source is left out in turn: `max_trials` bounds them")
+        if self.axes != Axes():
+            raise conflict("axes", "leaving one source out tries no other mix, and no other values")
         data = self.base.data
         sources = [source for source in data.sources if source.name not in data.leave_out]
         for source in sources:
@@ -291,7 +293,6 @@ class SweepSpec(SpecModel):
             raise conflict("axes.mixture", "no mix is allowed: the greatest shares sum to less than 1")
         if self.base.data.held_out_fraction == 0:
             raise conflict("base.data.held_out_fraction", "is 0: there would be nothing to compare trials by")
-
         if self.base.data.expected_hash is not None:
             raise conflict("base.data.expected_hash", "must be null: each mix is other data")
 
@@ -316,18 +317,68 @@ class SweepSpec(SpecModel):
         if names is not None and metric not in names:
             raise conflict(field, f"task {task!r} measures {', '.join(names)}, not {metric!r}")
 
+    def _taken(self) -> tuple[str, ...]:
+        return (*_SET_BY_THE_SWEEP, "data.leave_out") if self.searcher == "leave_one_out" else _SET_BY_THE_SWEEP
+
     def _check_changes(self, field: str, changes: Mapping[str, JsonValue]) -> None:
         for path in changes:
-            for taken in ("data.mixture", "seed", "train.max_steps", "data.seed"):
-                if path == taken or path.startswith(f"{taken}."):
+            for taken in self._taken():
+                if is_within(path, taken):
                     raise conflict(field, f"{path!r} is for the sweep itself to set")
+                if is_within(taken, path):
+                    raise conflict(field, f"{path!r} holds {taken!r}, which is for the sweep itself to set")
+        self._require_job(field, changes)
+
+    def _require_job(self, field: str, changes: Mapping[str, JsonValue], of_stage: str = "") -> None:
         try:
             changed(self.base, changes)
         except ValidationError as error:
             fault = field_errors(error.errors(), self.base.model_dump(mode="json"))[0]
-            raise conflict(field, f"{fault.field}: {fault.message}") from None
+            raise conflict(field, f"{of_stage}{fault.field}: {fault.message}") from None
         except KeyError as error:
             raise conflict(field, f"a job has no field {error.args[0]!r}") from None
+
+    def _check_axes(self) -> None:
+        """Each value must be one of the base job's, which it is promoted to."""
+        losses = [name for name in self.objective.metric_names if is_loss(name)]
+        for number, axis in enumerate(self.axes.fields):
+            for measured_by in _LOSSES_ARE_MEASURED_BY if losses else ():
+                if is_within(axis.path, measured_by) or is_within(measured_by, axis.path):
+                    raise conflict(
+                        f"axes.fields.{number}.path",
+                        f"decides what {losses[0]} is measured on, so candidates could not be compared",
+                    )
+            for other, stage in enumerate(self.stages):
+                for path in stage.changes:
+                    if is_within(path, axis.path):
+                        raise conflict(f"stages.{other}.changes.{path}", "is an axis, which each candidate sets")
+        for field, changes in self.axes.probes():
+            self._check_changes(field, changes)
+
+    def _check_together(self) -> None:
+        """What a candidate changes must make a job with what its stage changes."""
+        for stage in self.stages:
+            of_stage = f"in stage {stage.name!r}: "
+            for field, changes in self._candidates_changes():
+                self._require_job(field, {**stage.changes, **changes}, of_stage)
+            if self.searcher != "leave_one_out":
+                for category, shares in self._mixes():
+                    field = f"axes.mixture.{category}"
+                    self._require_job(field, {**stage.changes, "data.mixture": shares}, of_stage)
+
+    def _candidates_changes(self) -> Iterator[tuple[str, dict[str, JsonValue]]]:
+        """Values of the further axes, with the path to what they are of: each by itself, and all combinations."""
+        yield from self.axes.probes()
+        axes = self.axes.fields
+        if len(axes) > 1 and math.prod(len(axis.probes) for axis in axes) <= _MOST_COMBINATIONS:
+            for values in product(*(axis.probes for axis in axes)):
+                yield "axes.fields", {axis.path: value for axis, value in zip(axes, values, strict=True)}
+
+    def _mixes(self) -> Iterator[tuple[str, JsonValue]]:
+        """For each category that a candidate may take some of, a mix with it alone."""
+        for category, bound in self.bounds().items():
+            if bound.max > 0:
+                yield category, {other: {"share": float(other == category)} for other in self.categories}
 
 
 def changed(job: JobSpec, changes: Mapping[str, JsonValue]) -> JobSpec:

@@ -17,11 +17,12 @@ from service.attempts import Limits
 from service.cli import app as command
 from service.client.client import Client
 from service.errors import ConflictError, InvalidSpecError
+from service.plan.cost_gate import planned_gpu_hours
 from service.reconcile import Reconciler
 from service.spec.access import Quotas
 from service.spec.job import JobSpec
 from service.spec.resources import Job, Sweep
-from service.spec.sweep import SweepSpec
+from service.spec.sweep import SweepSpec, changed
 from service.store import usage
 from service.store.store import Store
 from tests.service.recording_backend import RecordingBackend
@@ -218,6 +219,16 @@ def test_what_is_cheap_or_awaits_an_approval_no_more_needs_none(
     assert client.jobs.cancel(dear.id).status == "cancelled"
     with pytest.raises(ConflictError):
         client.jobs.approve(dear.id)
+
+
+def test_of_a_sweep_every_trial_counts_that_it_may_run(sweep_document: dict[str, Any]) -> None:
+    stages = [{"name": "small", "max_steps": 4, "candidates": 6}, {"name": "large", "max_tokens": 8 * 64}]
+    spec = SweepSpec.model_validate(sweep_document | {"stages": stages})
+    trial = changed(spec.base, {"train.max_steps": 4})
+    hours = planned_gpu_hours(trial)
+    assert hours is not None
+    # three of the base mix and five more; three again and twice the three beams; 8 rows of 64 are 4 steps of 2 rows
+    assert planned_gpu_hours(spec) == pytest.approx(hours * (8 + 9))
 
 
 def test_only_admins_approve_and_only_the_default_projects_set_quotas(

@@ -136,6 +136,25 @@ def test_what_can_never_find_room_is_refused_with_the_reason(
     assert client.sweeps.create(SweepSpec.model_validate(sweep_document)).status == "queued", "the cluster may grow"
 
 
+@pytest.mark.parametrize(
+    ("axis", "field"),
+    [
+        ({"kind": "choice", "values": [1.0, 2.0]}, "axes.fields.0.values.1.parallel.num_workers"),
+        ({"kind": "range", "low": 0.5, "high": 2.0}, "axes.fields.0.high.parallel.num_workers"),
+    ],
+)
+def test_an_axis_that_can_never_find_room_is_refused(
+    client: Client, backend: RecordingBackend, sweep_document: dict[str, Any], axis: dict[str, Any], field: str
+) -> None:
+    backend.max_cpus = 3
+    sweep_document["axes"] = {"fields": [axis | {"path": "parallel.cpus_per_worker"}]}
+    with pytest.raises(InvalidSpecError, match="need 4 CPUs at once, and the cluster has 3") as caught:
+        client.sweeps.create(SweepSpec.model_validate(sweep_document))
+    assert caught.value.field == field
+    sweep_document["stages"][0]["changes"] = {"parallel.num_workers": 1, "parallel.expert_parallel_size": 1}
+    assert client.sweeps.create(SweepSpec.model_validate(sweep_document)).status == "queued"
+
+
 def test_a_sweep_is_run_like_a_job_by_its_own_driver(
     client: Client,
     store: Store,
@@ -268,9 +287,10 @@ def test_a_candidate_keeps_the_base_mixs_limits_and_brings_its_own_values(sweep_
     spec = SweepSpec.model_validate(sweep_document)
     job = job_of_candidate(spec, without)
     assert (job.data.mixture, job.data.leave_out) == (None, ("rhymes",))
+    axes = {"mixture": {"math": {}, "general": {"max": 0}}}
     with pytest.raises(InvalidSpecError, match="candidate c makes no job: no source is left"):
         job_of_candidate(
-            SweepSpec.model_validate(sweep_document | {"base": job.model_dump()}),
+            SweepSpec.model_validate(sweep_document | {"base": job.model_dump(), "axes": axes}),
             without.model_copy(update={"left_out": "sums"}),
         )
 

@@ -18,7 +18,7 @@ from ray_jobs.tune.sweep import Sweep
 from ray_jobs.tune.trial import TrialRun, trial_spec
 from service.errors import EmptyDataError, WorkerLostError
 from service.spec.event import SPEC_FILE
-from service.spec.sweep import MetricSpec, SweepSpec
+from service.spec.sweep import MetricSpec, StageSpec, SweepSpec
 
 
 @pytest.fixture
@@ -89,6 +89,60 @@ def test_rungs_are_of_the_trials_own_stage(spec: SweepSpec, tmp_path: Any) -> No
     assert TrialRun(run, spec, planned(stage="large")).rungs == (10, 30)
     patient = spec.model_copy(update={"early_stop": None})
     assert TrialRun(run, patient, planned()).rungs == ()
+
+
+def test_a_budget_of_tokens_gives_as_many_to_steps_of_any_size(spec: SweepSpec, tmp_path: Any) -> None:
+    stage = StageSpec(name="small", max_tokens=64 * 2 * 9)
+    spec = spec.model_copy(update={"stages": (stage,)})
+    for rows, steps, rungs in ((2, 9, (1, 3)), (6, 3, (1,))):
+        trial = planned(fields={"train.global_batch_rows": rows})
+        assert trial_spec(spec, trial).train.max_steps == steps
+        assert TrialRun(RunDirectory(str(tmp_path)), spec, trial).rungs == rungs
+
+
+def test_trials_whose_steps_differ_are_compared_at_the_same_tokens(
+    spec: SweepSpec, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0})
+    document = spec.model_dump(mode="json") | {"stages": [{"name": "small", "max_tokens": 64 * 2 * 9}]}
+    document["axes"] = {"fields": [{"kind": "choice", "path": "train.global_batch_rows", "values": [2, 4]}]}
+    document["early_stop"] = {"reduction": 2, "first_rung": 0.5}
+    spec = SweepSpec.model_validate(document)
+    sweep = Sweep(spec, RunDirectory(str(tmp_path)), {"general": 0.5, "math": 0.5}, 1.0, lambda _, **data: None)
+    at_rows: dict[Any, TrialRun] = {}
+    while (trial := sweep.next_trial()) is not None:
+        at_rows.setdefault(trial.planned.fields.get("train.global_batch_rows"), trial)
+    assert (at_rows[2].rungs, at_rows[4].rungs) == ((5,), (3,))
+    assert not sweep.is_behind(at_rows[2].planned, 5, 2.0)
+    assert sweep.is_behind(at_rows[4].planned, 3, 1.0), "half of the way, as the other is"
+
+
+def test_values_that_make_no_job_together_fail_their_trial_and_not_the_sweep(
+    spec: SweepSpec, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0})
+    monkeypatch.setattr("service.spec.sweep._MOST_COMBINATIONS", 0)
+    document = spec.model_dump(mode="json") | {"max_trial_failures": 9}
+    document["base"]["train"]["global_batch_rows"] = 4
+    document["axes"] = {
+        "fields": [
+            {"kind": "choice", "path": "train.global_batch_rows", "values": [2, 4]},
+            {"kind": "choice", "path": "train.micro_batch_rows", "values": [1, 2]},
+        ]
+    }
+    run, told = RunDirectory(str(tmp_path)), list[dict[str, Any]]()
+    sweep = Sweep(
+        SweepSpec.model_validate(document), run, {"general": 0.5, "math": 0.5}, 1.0, lambda _, **data: told.append(data)
+    )
+    started = []
+    while (trial := sweep.next_trial()) is not None:
+        started.append(trial.planned)
+    failed = [trial for trial in sweep.results().trials if trial.status == "failed"]
+    impossible = [one for one in sweep.results().candidates if list(one.fields.values()) == [2, 2]]
+    assert impossible
+    assert [trial.candidate for trial in failed] == [one.id for one in impossible]
+    assert "makes no job: is no multiple of" in failed[0].reason
+    assert not {trial.candidate for trial in failed} & {one.candidate for one in started}
 
 
 def test_a_mixs_own_fault_is_its_end_and_the_clusters_is_not(
