@@ -6,22 +6,22 @@ it does not matter in which order trials end, and a restarted driver asks again 
 
 A stage narrows its candidates down in rounds. The best `beam_width` of all so far, and what is not worse beyond the
 noise, are the beams; the next round lies around them, closer each time. It ends when its rounds are used up, when two
-rounds have brought no gain beyond the noise, or when the next would exceed `max_trials`. The beams go on to the next
-stage.
+rounds have brought no gain beyond the noise, when the surrogate expects none, or when the next would exceed
+`max_trials`. The beams go on to the next stage.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from itertools import chain
+from itertools import chain, combinations
 from typing import NamedTuple
 
 import numpy as np
 from pydantic import JsonValue
 
 from ray_jobs.tune import propose
-from ray_jobs.tune.agreement import agreement, compared
+from ray_jobs.tune.agreement import agreement
 from ray_jobs.tune.objective import Judgement, Noise, judge
 from ray_jobs.tune.propose import Beam, Outcome, Proposal
 from ray_jobs.tune.space import Point, Space
@@ -117,6 +117,7 @@ class _Stage:
         self.best_score_by_round: list[float] = []
         self._candidates: list[Candidate] = []
         self._best_by_round: list[str] = []
+        self._foretells: Surrogate | None = None
 
     def replay(self) -> None:
         """Go through the rounds, up to the first with a trial that has not ended."""
@@ -136,7 +137,7 @@ class _Stage:
                 self.ended_by = "baseline_failed"
                 return
             self._close_round()
-            if self._narrows and not self._gains():
+            if self._narrows and not (self._gains() and self._may_gain()):
                 self.ended_by = "no_gain"
                 return
         self.ended_by = "rounds" if self.spec.rounds > 1 else "single_round"
@@ -158,6 +159,15 @@ class _Stage:
             return True
         by_id = {candidate.id: candidate for candidate in self.judgement.candidates}
         return self.judgement.is_better(by_id[self._best_by_round[-1]], by_id[self._best_by_round[-1 - PATIENCE]])
+
+    def _may_gain(self) -> bool:
+        """Whether the surrogate, if there is one, expects a gain beyond the noise somewhere."""
+        surrogate = self.surrogate()
+        if surrogate is None or self.judgement is None:
+            return True
+        pool = propose.pool(self.space, self._near_beams(self.moves + 1, 0), propose.seeded(self.sweep.seed))
+        expected = surrogate.expected_improvement(np.array([self.space.coordinates(point) for point in pool]))
+        return float(expected.max()) > self.judgement.noise.limit(self.spec.seeds, self.spec.seeds)
 
     def _close_round(self) -> None:
         assert self.judgement is not None
@@ -199,6 +209,7 @@ class _Stage:
                     mixture=mixture,
                     fields=fields,
                     left_out=proposal.left_out,
+                    predicted=self._predicted(proposal.point),
                     trials=[trial.id for trial in trials],
                 )
             )
@@ -206,6 +217,12 @@ class _Stage:
             self.planned += trials
             self.num_trials += len(trials)
         self.is_due = any(trial.id not in self.ended for trial in self.planned)
+
+    def _predicted(self, point: Point) -> Estimate | None:
+        if self._foretells is None:
+            return None
+        [value], [deviation] = self._foretells.predict(self.space.coordinates(point)[None])
+        return Estimate(value=float(value), noise=float(deviation))
 
     def _base_mixture(self, left_out: str | None) -> dict[str, float] | None:
         """The base job's own shares; without a source that was the only one of its category, the others' grow alike."""
@@ -248,18 +265,19 @@ class _Stage:
         return self._around_beams(count, seed, taken)
 
     def _around_beams(self, count: int, seed: int, taken: list[str]) -> list[Proposal]:
-        beams = [Beam(name, self.points[name]) for name in self.beams]
-        radius = propose.RADIUS * propose.SHRINK ** (self.moves - 1)
-
-        def near() -> Iterable[Proposal]:
-            return propose.around(self.space, beams, radius, count, seed)
-
         suggested: list[Proposal] = []
-        surrogate = self.surrogate()
-        if surrogate is not None and self.sweep.surrogate is not None:
+        self._foretells = self.surrogate()
+        if self._foretells is not None and self.sweep.surrogate is not None:
             number = max(1, round(self.sweep.surrogate.share * count))
-            suggested = propose.fresh(propose.by_surrogate(self.space, surrogate, near(), count, seed), number, taken)
-        return propose.fresh(chain(suggested, near()), count, taken)
+            points = propose.pool(self.space, self._near_beams(self.moves, seed), seed)
+            suggested = propose.fresh(propose.by_surrogate(self.space, self._foretells, points, count), number, taken)
+        return propose.fresh(chain(suggested, self._near_beams(self.moves, seed)), count, taken)
+
+    def _near_beams(self, move: int, seed: int) -> Iterable[Proposal]:
+        beams = [Beam(name, self.points[name]) for name in self.beams]
+        radius = propose.RADIUS * propose.SHRINK ** (move - 1)
+        count = self.spec.candidates or DEFAULT_CANDIDATES
+        return propose.around(self.space, beams, radius, count, seed)
 
     def surrogate(self) -> Surrogate | None:
         """Fitted to what has finished; None if it is not asked for, or too little has."""
@@ -369,6 +387,8 @@ def _stage_result(stage: _Stage) -> StageResult:
         status="running" if stage.is_due else "finished",
         num_trials=len(stage.planned),
         noise=noise.deviation if noise.degrees else None,
+        noise_degrees=noise.degrees,
+        clear_errors=noise.clear_errors(),
         ended_by=stage.ended_by,
         best_score_by_round=stage.best_score_by_round,
         surrogate_error=surrogate.leave_one_out_error() if surrogate else None,
@@ -386,9 +406,9 @@ def _agreements(spec: SweepSpec, stages: list[_Stage]) -> list[Agreement]:
         if stage.judgement is not None
     }
     return [
-        agreement(first, second, scores[first], scores[second])
-        for first, second in compared(spec.stages)
-        if scores.get(first) and scores.get(second)
+        agreement(first.name, second.name, scores[first.name], scores[second.name])
+        for first, second in combinations(spec.stages, 2)
+        if scores.get(first.name) and scores.get(second.name)
     ]
 
 

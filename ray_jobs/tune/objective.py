@@ -22,6 +22,8 @@ LEVEL = 0.8413
 """Probability that noise alone stays below the limit: one standard error, if the noise were known. Breiman's rule of
 one standard error (Breiman et al. 1984, chapter 3): a search that demanded 95 % would call everything equal after two
 or three seeds, of which the limit is 2.9 standard errors, and neither narrow down nor ever see a gain."""
+CLEAR_LEVEL = 0.97725
+"""Probability that noise alone stays below what a report calls clear: two standard errors, if the noise were known."""
 
 
 class Noise(NamedTuple):
@@ -42,6 +44,14 @@ class Noise(NamedTuple):
     def of_difference(self, num_trials: int, num_others: int) -> float | None:
         """Standard error of the difference of two means."""
         return self.deviation * math.sqrt(1 / num_trials + 1 / num_others) if self.degrees else None
+
+    def clear_errors(self, num_compared: int = 1) -> float | None:
+        """Standard errors that noise alone seldom exceeds; None while nothing is known.
+
+        Args:
+            num_compared: of so many estimates the best, which luck flatters (Sidak 1967).
+        """
+        return float(stdtrit(self.degrees, CLEAR_LEVEL ** (1 / num_compared))) if self.degrees else None
 
     def limit(self, num_trials: int, num_others: int) -> float:
         """How far two means may differ by noise alone; 0 while nothing is known."""

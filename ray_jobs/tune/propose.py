@@ -106,16 +106,15 @@ def _steps(space: Space, count: int, seed: int) -> np.ndarray:
     return np.hstack([shares, 2 * cube[:, num_shares : num_shares + num_axes] - 1])
 
 
-def by_surrogate(
-    space: Space,
-    surrogate: Surrogate,
-    nearby: Iterable[Proposal],
-    count: int,
-    seed: int,
-) -> Iterator[Proposal]:
-    """Where the surrogate expects the greatest improvement, among points all over the space and near the beams."""
-    pool = chain(spread(space, _POOL // _ATTEMPTS, seed), nearby)
-    points = {proposal.point.key: proposal.point for proposal in islice(pool, 2 * _POOL)}
+def pool(space: Space, nearby: Iterable[Proposal], seed: int) -> list[Point]:
+    """Among which the surrogate chooses: points all over the space and near the beams, each once."""
+    proposals = chain(spread(space, _POOL // _ATTEMPTS, seed), nearby)
+    return list({proposal.point.key: proposal.point for proposal in islice(proposals, 2 * _POOL)}.values())
+
+
+def by_surrogate(space: Space, surrogate: Surrogate, among: Sequence[Point], count: int) -> Iterator[Proposal]:
+    """Where the surrogate expects the greatest improvement, one after the other."""
+    points = {point.key: point for point in among}
     coordinates = {key: space.coordinates(point) for key, point in points.items()}
     for _ in range(min(count, len(points))):
         keys = list(points)

@@ -142,15 +142,11 @@ def leaderboard_table(results: SweepResults, stage: StageResult, *, only_beams: 
             candidate.id.removeprefix(f"{stage.name}-"),
             _values(candidate),
             _score(candidate.score),
-            *(_gain(candidate, name) for name in metrics),
+            *(_gain(candidate, name, stage.clear_errors) for name in metrics),
             duration(candidate.worker_seconds),
             style="bold" if candidate.is_beam or candidate.is_promoted else None,
         )
     return table
-
-
-_CLEAR_ERRORS = 2.0
-"""Standard errors beyond which a gain is coloured, as in the verdict."""
 
 
 def _mark(candidate: Candidate) -> Text:
@@ -181,11 +177,11 @@ def _score(score: Estimate | None) -> str:
     return f"{100 * score.value:+.1f}" + ("" if score.noise is None else f" ±{100 * score.noise:.1f}")
 
 
-def _gain(candidate: Candidate, metric: str) -> Text:
+def _gain(candidate: Candidate, metric: str, clear_errors: float | None) -> Text:
     gain = candidate.gains.get(metric)
     if gain is None:
         return Text("-")
-    is_clear = gain.noise is not None and abs(gain.value) > _CLEAR_ERRORS * gain.noise > 0
+    is_clear = gain.exceeds(clear_errors)
     style = "red" if metric in candidate.broken else "" if not is_clear else "green" if gain.value > 0 else "yellow"
     return Text(f"{100 * gain.value:+.1f}", style)
 
@@ -256,7 +252,11 @@ def _marks(candidate: Candidate) -> Text:
 
 
 def _agreement(agreement: Agreement) -> Text:
-    alike = "too few to rank" if agreement.spearman is None else f"rank correlation {agreement.spearman:+.2f}"
+    alike = "too few or too alike to rank"
+    if agreement.spearman is not None:
+        alike = f"rank correlation {agreement.spearman:+.2f}"
+    if agreement.chance is not None:
+        alike += f" (by chance in {agreement.chance:.0%} of orders)"
     best = "the same best one" if agreement.same_best else "another best one"
     return Text(f"\n{agreement.first} and {agreement.second}, {agreement.num_candidates} candidates: {alike}, {best}")
 

@@ -22,8 +22,9 @@ REPORT_PAGE_FILE = "report.html"
 
 TrialStatus = Literal["pending", "running", "succeeded", "stopped", "failed", "unfinished"]
 EndedBy = Literal["rounds", "no_gain", "max_trials", "single_round", "exhausted", "baseline_failed"]
-"""Why a stage ended: its rounds were used up; two brought no gain; another would exceed `max_trials`; it has but one;
-nothing was left to try; no trial of the base mix finished, so nothing could be compared."""
+"""Why a stage ended: its rounds were used up; two brought no gain, or the surrogate expects none, beyond the noise;
+another would exceed `max_trials`; it has but one; nothing was left to try; no trial of the base mix finished, so
+nothing could be compared."""
 CandidateRole = Literal["base", "corner", "spread", "neighbour", "surrogate", "promoted", "without_source"]
 
 
@@ -33,6 +34,12 @@ class Estimate(Resource):
     value: float
     noise: float | None = None
     """Standard error, from the noise between seeds; null while no two seeds were compared."""
+
+    def exceeds(self, num_errors: float | None) -> bool:
+        """Whether it differs from 0 by more than so many standard errors; never where none is known."""
+        if num_errors is None or self.noise is None:
+            return False
+        return abs(self.value) > num_errors * self.noise > 0
 
 
 class Trial(Resource):
@@ -73,6 +80,8 @@ class Candidate(Resource):
     """From 0."""
     role: CandidateRole
     """How it came to be tried."""
+    predicted: Estimate | None = None
+    """The score that the surrogate foretold before any of its trials, with the standard deviation; null without one."""
     parent: str | None = None
     """The beam it was made from: of the same stage, or of the one before for what was promoted."""
     mixture: dict[str, float] | None = None
@@ -106,7 +115,9 @@ class Agreement(Resource):
     second: str
     num_candidates: int
     spearman: float | None
-    """Rank correlation; null for fewer than 3 candidates."""
+    """Rank correlation; null for fewer than 3 candidates, or where a stage scored all of them alike."""
+    chance: float | None = None
+    """How often ranks without any relation would agree so well or better; null where `spearman` is."""
     same_best: bool
 
 
@@ -119,6 +130,11 @@ class StageResult(Resource):
     num_trials: int = 0
     noise: float | None = None
     """Standard deviation of one trial's score between seeds."""
+    noise_degrees: int = 0
+    """Degrees of freedom that it is known with: trials of two or more seeds, less one for each candidate."""
+    clear_errors: float | None = None
+    """Standard errors beyond which a gain is called clear: 2, and more where few seeds tell the noise (Student's t at
+    97.7 %); null while the noise is not known."""
     ended_by: EndedBy | None = None
     best_score_by_round: list[float] = Field(default=[])
     """Of all candidates so far."""

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ray_jobs.tune.beam import Advance, advance
+from ray_jobs.tune.beam import PATIENCE, Advance, advance
 from service.spec.sweep import SweepSpec
 from service.spec.sweep_results import Candidate, SweepResults, Trial
 from tests.tune.surfaces import Surface, document, ended_trial, quadratic
@@ -130,6 +130,64 @@ def test_beams_go_on_to_the_next_stage_with_the_base_mix() -> None:
     assert agreement.num_candidates == len(promoted) + 1
     assert results.best is not None
     assert results.best.startswith("stage1-")
+
+
+def test_every_stage_is_compared_with_every_later_one() -> None:
+    results = run(sweep({"candidates": 6}, {"changes": {"train.tuning": "frozen_moe"}}, {}), noise=1e-6)
+    pairs = [(one.first, one.second) for one in results.agreements]
+    assert pairs == [("stage0", "stage1"), ("stage0", "stage2"), ("stage1", "stage2")]
+    assert all(one.spearman == pytest.approx(1) and one.same_best for one in results.agreements)
+
+
+def test_a_later_stages_further_rounds_are_begun_only_where_there_is_room() -> None:
+    # 3 + 5 trials, then 3 + 2 (the third beam is the base mix) and 4 a round; a third stage may need 3 + 3
+    for most, num_rounds in ((22, 1), (23, 2), (26, 2), (27, 3)):
+        results = run(
+            sweep({"candidates": 6}, {"candidates": 4, "rounds": 3}, {"candidates": 4}, max_trials=most), noise=1e-7
+        )
+        assert len(results.stages[1].best_score_by_round) == num_rounds
+        assert len(results.trials) <= most
+
+
+def test_a_later_stage_narrows_on_whatever_searched_before() -> None:
+    results = run(sweep({"candidates": 6}, {"candidates": 4, "rounds": 2}, searcher="random"), noise=1e-7)
+    assert {one.role for one in of_stage(results, "stage1") if one.round == 1} == {"neighbour"}
+
+
+def test_steps_shrink_from_stage_to_stage() -> None:
+    def farthest(*stages: dict[str, Any]) -> float:
+        results = run(sweep(*stages), noise=1e-7)
+        last = of_stage(results, results.stages[-1].name)
+        by_id = {one.id: one for one in last}
+        moved = [
+            sum(abs((one.mixture or {})[c] - (by_id[one.parent or ""].mixture or {})[c]) for c in SURFACE.categories)
+            / 2
+            for one in last
+            if one.role == "neighbour"
+        ]
+        return max(moved[1:])  # the first is the mean of the beams
+
+    # a quarter of the mix at first, 0.7 times as much in each further round, whatever the stage
+    assert 0.125 < farthest({"rounds": 2, "candidates": 20}) <= 0.2501
+    assert farthest({"rounds": 2}, {"rounds": 2, "candidates": 20}) <= 0.7 * 0.25 + 1e-3
+
+
+def test_beams_are_dropped_only_beyond_the_noise_and_never_more_than_twice_as_many_kept() -> None:
+    noisy = run(sweep({"candidates": 12, "beam_width": 2}), noise=0.5)
+    assert sum(one.is_beam for one in noisy.candidates) == 4
+    exact = run(sweep({"candidates": 12, "beam_width": 2}), noise=1e-7)
+    assert sum(one.is_beam for one in exact.candidates) == 2
+    assert {one.rank for one in exact.candidates if one.is_beam} == {1, 2}
+
+
+def test_one_round_without_gain_is_not_the_last() -> None:
+    """The surface is flat but for noise, so each round's best is luck."""
+    flat = Surface("flat", 3, quadratic((0.5, 0.3, 0.2), (0.0, 0.0, 0.0)))
+    spec, ended = sweep({"rounds": 9}), dict[str, Trial]()
+    while not (step := advance(spec, BASE, ended)).is_finished:
+        ended |= {one.id: ended_trial(flat, one, BASE, 0.002, luck=3) for one in step.due}
+    assert step.results.stages[0].ended_by == "no_gain"
+    assert len(step.results.stages[0].best_score_by_round) == 1 + PATIENCE
 
 
 def test_a_later_stage_takes_as_many_beams_as_it_has_candidates() -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
-from ray_jobs.tune.agreement import agreement, compared
-from ray_jobs.tune.objective import LEVEL, Judgement, Noise, judge, rung_score
-from service.spec.sweep import ConstraintSpec, MetricSpec, ObjectiveSpec, StageSpec
+from ray_jobs.tune.agreement import agreement
+from ray_jobs.tune.objective import CLEAR_LEVEL, LEVEL, Judgement, Noise, judge, rung_score
+from service.spec.sweep import ConstraintSpec, MetricSpec, ObjectiveSpec
 from service.spec.sweep_results import Candidate, Trial
 
 MIXED = ObjectiveSpec(metrics=(MetricSpec(name="held_out_loss.math", weight=3), MetricSpec(name="gsm8k.exact_match")))
@@ -153,11 +154,35 @@ def test_stages_agree_when_they_rank_alike() -> None:
     assert agreement("s", "l", first, {"a": 1.0, "b": 1.0, "c": 1.0}).spearman is None
 
 
-def test_neighbouring_stages_are_compared_and_those_that_differ_in_what_is_trained() -> None:
-    def stage(name: str, **changes: Any) -> StageSpec:
-        return StageSpec(name=name, max_steps=1, changes={path.replace("__", "."): v for path, v in changes.items()})
+def test_how_often_chance_would_agree_as_well_is_told() -> None:
+    def chance(*second: float) -> float | None:
+        names = "abcdefghij"[: len(second)]
+        first = dict(zip(names, range(len(second)), strict=True))
+        return agreement("s", "l", first, dict(zip(names, second, strict=True))).chance
 
-    frozen = stage("frozen", train__tuning="frozen_moe", seed=1)
-    small, full = stage("small", seed=2), stage("full", train__tuning="full", seed=1)
-    assert compared([frozen, small, full]) == [("frozen", "small"), ("small", "full"), ("frozen", "full")]
-    assert compared([frozen, small, stage("other", train__tuning="full")]) == [("frozen", "small"), ("small", "other")]
+    assert chance(1, 2, 3) == pytest.approx(1 / 6), "one of six orders"
+    assert chance(1, 2, 3, 4) == pytest.approx(1 / 24)
+    assert chance(1, 2, 4, 3) == pytest.approx(4 / 24), "the best, and three with two neighbours exchanged"
+    assert chance(3, 2, 1) == pytest.approx(1)
+    assert chance(1, 1, 2) == pytest.approx(1 / 3), "of the tied ones either may be the first"
+    assert chance(1, 2) is None
+    # ten candidates with two neighbours exchanged: 10 of 3,628,800 orders
+    ten = chance(1, 2, 3, 4, 5, 6, 7, 8, 10, 9)
+    assert ten is not None
+    assert 0 <= ten < 1e-4
+    half = chance(6, 3, 1, 8, 5, 2, 7, 4, 10, 9)
+    assert half is not None
+    assert 0.01 < half < 0.2
+
+
+def test_clear_is_what_luck_seldom_reaches() -> None:
+    assert Noise().clear_errors() is None
+    assert Noise(0.01, 1000).clear_errors() == pytest.approx(2.0, abs=0.01), "as if the noise were known"
+    # Student's t with 2 degrees is at t / sqrt(2 + t^2) = 2 p - 1
+    level = 2 * CLEAR_LEVEL - 1
+    assert Noise(0.01, 2).clear_errors() == pytest.approx(math.sqrt(2 * level**2 / (1 - level**2)))
+    best_of_ten = Noise(0.01, 1000).clear_errors(10)
+    assert best_of_ten is not None
+    drawn = np.random.default_rng(0).normal(size=(100_000, 10)).max(axis=1)
+    # 100,000 draws err by 0.0005
+    assert (drawn > best_of_ten).mean() == pytest.approx(1 - CLEAR_LEVEL, abs=0.002)

@@ -115,6 +115,39 @@ def test_a_surrogate_proposes_its_share_of_later_rounds_and_tells_its_error() ->
     assert run(sweep()).stages[0].surrogate_error is None
 
 
+def test_what_the_surrogate_foretold_stays_as_it_was_before_the_trials() -> None:
+    results = run(sweep(surrogate={"share": 0.25}))
+    assert all(one.predicted is None for one in results.candidates if one.round == 0)
+    foretold = [one for one in results.candidates if one.round > 0]
+    told = [(one.predicted, one.score) for one in foretold if one.predicted is not None and one.score is not None]
+    assert len(told) == len(foretold) == 16
+    assert all(prediction.noise for prediction, _ in told)
+    assert any(prediction.value != pytest.approx(score.value, abs=1e-4) for prediction, score in told)
+    scores = [score.value for _, score in told]
+    errors = [prediction.value - score.value for prediction, score in told]
+    assert np.square(errors).mean() < np.var(scores), "better than their mean would have been"
+    after_first_round = next(one for one in foretold if one.round == 1).predicted
+    [again] = [one.predicted for one in results.candidates if one.id == foretold[0].id]
+    assert again == after_first_round
+    assert all(one.predicted is None for one in run(sweep()).candidates)
+
+
+def test_a_surrogate_that_expects_no_gain_beyond_the_noise_ends_the_stage() -> None:
+    stage = {"name": "proxy", "max_steps": 10, "rounds": 6}
+    for noise, num_rounds in ((0.5, 1), (1e-5, 3)):
+        results = run(sweep(stages=[stage], surrogate={"share": 0.5}), noise)
+        assert len(results.stages[0].best_score_by_round) >= num_rounds
+        if noise == 0.5:
+            assert len(results.stages[0].best_score_by_round) < 3, "sooner than by two rounds without a gain"
+            assert results.stages[0].ended_by == "no_gain"
+
+
+def test_an_axis_may_begin_where_the_base_job_has_no_value() -> None:
+    factor = {"kind": "range", "path": "train.capacity_factor", "low": 1, "high": 2}
+    results = run(sweep(axes={"fields": [factor]}, surrogate={}))
+    assert len(results.stages[0].best_score_by_round) > 1
+
+
 @pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="optuna is an extra")
 def test_optuna_learns_from_what_has_ended_and_can_be_asked_again() -> None:
     spec = sweep(searcher="optuna", stages=[{"name": "proxy", "max_steps": 10, "rounds": 8, "candidates": 6}])

@@ -22,7 +22,7 @@ export function Findings({ results }) {
 }
 
 const ENDED_BY = {
-  rounds: "its rounds were used up", no_gain: "two rounds brought no gain", max_trials: "another round would exceed max_trials",
+  rounds: "its rounds were used up", no_gain: "two rounds brought no gain, or none was expected", max_trials: "another round would exceed max_trials",
   single_round: "it has a single round", exhausted: "nothing was left to try", baseline_failed: "no trial of the base mix finished",
 }; // prettier-ignore
 
@@ -42,7 +42,8 @@ function Agreements({ agreements }) {
   const columns = [
     { title: "Ranking alike", head: true, cell: ({ first, second }) => `${first} and ${second}` },
     { title: "candidates", number: true, cell: (line) => integer(line.num_candidates) },
-    { title: "rank correlation", number: true, hint: "Spearman's", cell: (line) => (line.spearman === null ? "too few" : decimal(line.spearman, 2)) },
+    { title: "rank correlation", number: true, hint: "Spearman's", cell: (line) => (line.spearman === null ? "too few or too alike" : decimal(line.spearman, 2)) },
+    { title: "by chance", number: true, hint: "Share of all orders that agree as well", cell: (line) => (typeof line.chance === "number" ? `${decimal(100 * line.chance, 1)} %` : UNKNOWN) },
     { title: "best one", cell: (line) => (line.same_best ? "the same" : "another") },
   ];
   return html`<h3>Do the stages agree?</h3><${Table} caption="Agreement of stages" columns=${columns} rows=${agreements} />`;
