@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
+import sys
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 
 from ray_jobs.tune.beam import advance
+from ray_jobs.tune.propose import Outcome, by_optuna
 from ray_jobs.tune.space import Point, Space
 from ray_jobs.tune.surrogate import Surrogate
 from service.spec.sweep import SweepSpec
@@ -109,6 +111,8 @@ def test_a_surrogate_proposes_its_share_of_later_rounds_and_tells_its_error() ->
     roles = [[one.role for one in results.candidates if one.round == number] for number in range(3)]
     assert "surrogate" not in roles[0]
     assert [number.count("surrogate") for number in roles[1:]] == [2, 2]
+    least = run(sweep(surrogate={"share": 0.01}))
+    assert sum(one.role == "surrogate" for one in least.candidates if one.round == 1) == 1
     error = results.stages[0].surrogate_error
     assert error is not None
     assert 0 < error < 0.2
@@ -133,31 +137,41 @@ def test_what_the_surrogate_foretold_stays_as_it_was_before_the_trials() -> None
 
 
 def test_a_surrogate_that_expects_no_gain_beyond_the_noise_ends_the_stage() -> None:
-    stage = {"name": "proxy", "max_steps": 10, "rounds": 6}
-    for noise, num_rounds in ((0.5, 1), (1e-5, 3)):
-        results = run(sweep(stages=[stage], surrogate={"share": 0.5}), noise)
-        assert len(results.stages[0].best_score_by_round) >= num_rounds
-        if noise == 0.5:
-            assert len(results.stages[0].best_score_by_round) < 3, "sooner than by two rounds without a gain"
-            assert results.stages[0].ended_by == "no_gain"
+    stage = {"name": "proxy", "max_steps": 10, "rounds": 4}
+    [without] = run(sweep(stages=[stage]), noise=0.5).stages
+    [found] = run(sweep(stages=[stage], surrogate={"share": 0.5}), noise=0.5).stages
+    assert [len(one.best_score_by_round) for one in (without, found)] == [3, 2], "one round without a gain, not two"
+    assert found.ended_by == "no_gain"
 
 
 def test_an_axis_may_begin_where_the_base_job_has_no_value() -> None:
     factor = {"kind": "range", "path": "train.capacity_factor", "low": 1, "high": 2}
-    results = run(sweep(axes={"fields": [factor]}, surrogate={}))
-    assert len(results.stages[0].best_score_by_round) > 1
+    stage = {"name": "proxy", "max_steps": 10, "rounds": 2, "candidates": 5}
+    results = run(sweep(stages=[stage], axes={"fields": [factor]}, surrogate={}))
+    assert len(results.stages[0].best_score_by_round) == 2
 
 
-@pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="optuna is an extra")
 def test_optuna_learns_from_what_has_ended_and_can_be_asked_again() -> None:
-    spec = sweep(searcher="optuna", stages=[{"name": "proxy", "max_steps": 10, "rounds": 8, "candidates": 6}])
+    spec = sweep(searcher="optuna", stages=[{"name": "proxy", "max_steps": 10, "rounds": 6, "candidates": 6}])
     results = run(spec)
     assert results == run(spec)
     losses = [BOWL.surface.loss(np.array([list((one.mixture or {}).values())]))[0] for one in results.candidates[1:]]
-    assert np.median(losses[-18:]) < np.median(losses[:18])
+    assert np.median(losses[-12:]) < np.median(losses[:12])
 
 
-@pytest.mark.skipif(importlib.util.find_spec("optuna") is not None, reason="optuna is installed")
-def test_a_missing_optuna_is_named() -> None:
+@pytest.mark.parametrize(
+    ("outcome", "state"), [(Outcome(rung=(3, -0.5)), "PRUNED"), (Outcome(), "FAIL"), (Outcome(0.1), "COMPLETE")]
+)
+def test_optuna_is_told_how_each_candidate_ended(outcome: Outcome, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told, tell = [], optuna.study.Study.tell
+    monkeypatch.setattr(
+        optuna.study.Study, "tell", lambda *given, **options: told.append(tell(*given, **options).state.name)
+    )
+    by_optuna(Space.of(sweep(), BOWL.base), [2, 3], lambda _: outcome, 0)
+    assert told == [state] * 2
+
+
+def test_a_missing_optuna_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'sleddog\[optuna\]'"):
         advance(sweep(searcher="optuna"), BOWL.base, {})
