@@ -175,10 +175,13 @@ class TrialRun:
     def end(self, status: TrialStatus, reason: str = "") -> Trial:
         """Write down that it has ended, and what came of it; what only a resumption would need is removed.
 
-        One that is stopped ends at the rung where it was, though its workers may take a few steps more meanwhile.
+        One that is stopped ends at the rung where it was, though its workers may take a few steps more meanwhile. Of
+        two that say how it ended, its own process and the sweep's, the first is right: later rounds follow from it.
         """
-        trial = self._describe(status, reason)
-        self.directory.write_json(TRIAL_FILE, trial.model_dump(mode="json"))
+        if (trial := self.ended()) is None:
+            trial = self._describe(status, reason)
+            planned = {"planned": self.planned._asdict()}
+            self.directory.write_json(TRIAL_FILE, trial.model_dump(mode="json") | planned)
         self.remove_leftovers()
         return trial
 
@@ -190,9 +193,20 @@ class TrialRun:
                 filesystem.rm(path, recursive=True)
 
     def ended(self) -> Trial | None:
-        """What came of it; None while it has not ended."""
+        """What came of it; None while it has not ended.
+
+        Raises:
+            ValueError: what ran by this id was another mix, or had other values.
+        """
         document = self.directory.read_json(TRIAL_FILE)
-        return None if document is None else Trial.model_validate(document)
+        if document is None:
+            return None
+        planned = self.planned._asdict()
+        if document.get("planned", planned) != planned:
+            raise ValueError(
+                f"trial {self.planned.id} has run as {document['planned']}: another version began this sweep"
+            )
+        return Trial.model_validate(document)
 
     def _describe(self, status: TrialStatus, reason: str) -> Trial:
         events = read_events(self.directory)

@@ -15,7 +15,7 @@ from ray_jobs.train.loop import HELD_OUT_FILE
 from ray_jobs.tune import trial_process
 from ray_jobs.tune.beam import PlannedTrial
 from ray_jobs.tune.sweep import Sweep
-from ray_jobs.tune.trial import TrialRun, trial_spec
+from ray_jobs.tune.trial import TRIAL_FILE, TrialRun, trial_spec
 from service.errors import EmptyDataError, WorkerLostError
 from service.spec.event import SPEC_FILE
 from service.spec.sweep import MetricSpec, StageSpec, SweepSpec
@@ -185,8 +185,19 @@ def test_a_trial_whose_benchmark_failed_cannot_be_compared(spec: SweepSpec, tmp_
     ended = trial.finish()
     assert (ended.status, ended.reason) == ("failed", "gsm8k.exact_match could not be measured; gsm8k: no room")
     trial.directory.write_json("evaluation/after/gsm8k.json", summary | {"metrics": {"exact_match": {"score": 0.5}}})
+    assert trial.finish() == ended, "what it once said stays"
+    (tmp_path / "trials" / trial.planned.id / TRIAL_FILE).unlink()
     assert trial.finish().metrics["gsm8k.exact_match"] == 0.5
     assert trial.finish().status == "succeeded"
+
+
+def test_a_trial_of_another_mix_is_not_taken_for_this_one(spec: SweepSpec, tmp_path: Any) -> None:
+    sweep = RunDirectory(str(tmp_path))
+    ended = TrialRun(sweep, spec, planned()).end("failed", "no")
+    assert TrialRun(sweep, spec, planned()).ended() == ended
+    other = planned(mixture={"general": 0.5, "math": 0.5})
+    with pytest.raises(ValueError, match=r"small-r0-c0-s1 has run as .*0\.25.*another version"):
+        TrialRun(sweep, spec, other).ended()
 
 
 def test_what_no_held_out_conversation_can_measure_is_told_before_any_trial(spec: SweepSpec) -> None:
