@@ -17,11 +17,13 @@ from service.spec.sweep_results import Candidate, EndedBy, Estimate, StageResult
 
 _WELL_RANKED, _BADLY_RANKED = 0.7, 0.3
 """Rank correlations from which a proxy is called a good and a bad judge."""
+_KNOWN_NOISE_ERRORS = 2.0
+"""Standard errors that would be clear of one candidate, if the noise were known; a reader may expect them to be."""
 _CHANCE = 0.05
 """Up to which a rank correlation is not put down to chance: with three candidates none is, with four a perfect one."""
 _ENDED_BY: dict[EndedBy, str] = {
     "rounds": "its rounds were used up",
-    "no_gain": "two rounds brought no gain, or none was expected, beyond the noise",
+    "no_gain": "two rounds brought no gain beyond the noise, or one while none was expected",
     "max_trials": "a further round would have exceeded max_trials",
     "single_round": "it has a single round",
     "exhausted": "nothing was left to try",
@@ -78,12 +80,15 @@ def _best(best: Candidate, results: SweepResults) -> Iterator[str]:
         yield f"In stage {best.stage} nothing that may be chosen scored above the base mix: keep it."
         yield from _broken(best, others)
         return
-    if best.score.exceeds(Noise(degrees=stage.noise_degrees).clear_errors(len(others))):
+    clear_errors = Noise(degrees=stage.noise_degrees).clear_errors(len(others))
+    if best.score.exceeds(clear_errors):
         judgement = "better than the base mix"
     elif best.score.noise is None:
         judgement = "higher than the base mix, by what no second seed confirms"
     else:
         judgement = "not better than the base mix beyond the noise"
+        if best.score.exceeds(_KNOWN_NOISE_ERRORS):
+            judgement += f": of {len(others)} candidates and so few seeds, {clear_errors:.1f} standard errors would be"
     yield f"Best in stage {best.stage}: {describe(best)}. Its score is {signed(best.score)}, {judgement}."
     gains = [f"{metric} {signed(gain)}" for metric, gain in best.gains.items()]
     yield f"Gains over the base mix (above 0 is better): {', '.join(gains)}."
@@ -139,7 +144,7 @@ def _stage(stage: StageResult, results: SweepResults) -> Iterator[str]:
     text += f" ({', '.join(counts)})" if counts else ""
     if stage.noise is not None:
         text += f"; one trial's score varies by {stage.noise:.2%} between seeds"
-        text += f" (known with {stage.noise_degrees} degrees of freedom)"
+        text += f" (degrees of freedom: {stage.noise_degrees})"
     if stage.ended_by is not None:
         text += f"; it ended because {_ENDED_BY[stage.ended_by]}"
     yield text + "."

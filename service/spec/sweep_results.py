@@ -22,8 +22,8 @@ REPORT_PAGE_FILE = "report.html"
 
 TrialStatus = Literal["pending", "running", "succeeded", "stopped", "failed", "unfinished"]
 EndedBy = Literal["rounds", "no_gain", "max_trials", "single_round", "exhausted", "baseline_failed"]
-"""Why a stage ended: its rounds were used up; two brought no gain, or the surrogate expects none, beyond the noise;
-another would exceed `max_trials`; it has but one; nothing was left to try; no trial of the base mix finished, so
+"""Why a stage ended: its rounds were used up; two brought no gain beyond the noise, or one while the surrogate expects
+none; another would exceed `max_trials`; it has but one; nothing was left to try; no trial of the base mix finished, so
 nothing could be compared."""
 CandidateRole = Literal["base", "corner", "spread", "neighbour", "surrogate", "promoted", "without_source"]
 

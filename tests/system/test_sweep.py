@@ -43,6 +43,7 @@ def test_a_sweep_narrows_down_and_a_killed_driver_runs_no_trial_twice(
 ) -> None:
     sweep = system.client.sweeps.create(SweepSpec.model_validate(sweep_document))
     run = Path(sweep.run_url)
+    corpora = set(run.parent.glob("prepared/corpus-*"))
     first = next(event for event in sweep.stream_events() if event.type == "trial.ended")
     before = {path: path.stat().st_mtime_ns for path in run.glob("trials/*/trial.json")}
     assert run / "trials" / str(first.data["trial"]) / "trial.json" in before
@@ -61,7 +62,10 @@ def test_a_sweep_narrows_down_and_a_killed_driver_runs_no_trial_twice(
     assert {one.stage for one in results.candidates if one.is_promoted} == {"small"}
     assert json.loads((run / SWEEP_FILE).read_text())["best"] == results.best
     assert results.verdict[0] in (run / REPORT_PAGE_FILE).read_text().replace("&#x27;", "'")
-    assert len(list(run.parent.glob("prepared/corpus-*/tokenised"))) >= 1
+    assert list(run.parent.glob("prepared/corpus-*/tokenised"))
+    assert len(set(run.parent.glob("prepared/corpus-*")) - corpora) <= 1, "tokenised once, mixed for each trial"
+    packed = set(run.parent.glob("prepared/packed-*"))
+    assert len(packed) >= len({str(one.mixture) for one in results.candidates}) == 3
     assert not list(run.glob("trials/*/checkpoints")), (
         "an ended trial keeps what was measured, not what it resumed from"
     )

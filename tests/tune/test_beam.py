@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ray_jobs.tune.beam import PATIENCE, Advance, advance
+from ray_jobs.tune.beam import Advance, advance
 from service.spec.sweep import SweepSpec
 from service.spec.sweep_results import Candidate, SweepResults, Trial
 from tests.tune.surfaces import Surface, document, ended_trial, quadratic
@@ -187,7 +187,88 @@ def test_one_round_without_gain_is_not_the_last() -> None:
     while not (step := advance(spec, BASE, ended)).is_finished:
         ended |= {one.id: ended_trial(flat, one, BASE, 0.002, luck=3) for one in step.due}
     assert step.results.stages[0].ended_by == "no_gain"
-    assert len(step.results.stages[0].best_score_by_round) == 1 + PATIENCE
+    assert len(step.results.stages[0].best_score_by_round) == 3, "two rounds without a gain after the first"
+
+
+def test_noise_may_keep_more_beams_than_there_is_room_for() -> None:
+    stages: list[dict[str, Any]] = [{"beam_width": 2}, {"seeds": 2}]
+    free = run(sweep(*stages), noise=0.5)
+    assert len(of_stage(free, "stage1")) > 3
+    results = run(sweep(*stages, max_trials=3 + 7 + 3 + 2 * 2), noise=0.5)
+    promoted = [one.parent for one in of_stage(results, "stage1") if one.role == "promoted"]
+    ranks = sorted(one.rank or 0 for one in of_stage(results, "stage0") if one.is_beam and one.role != "base")
+    assert len(promoted) == 2
+    assert sorted(one.rank or 0 for one in of_stage(results, "stage0") if one.id in promoted) == ranks[:2]
+
+
+def test_other_searchers_go_on_without_a_gain() -> None:
+    results = run(sweep({"rounds": 5, "candidates": 4}, searcher="random"), noise=0.5)
+    assert results.stages[0].ended_by == "rounds"
+    assert len(results.stages[0].best_score_by_round) == 5
+
+
+def test_one_finished_seed_of_the_base_mix_tells_no_noise() -> None:
+    failed = {"stage0-r0-c0-s1": {"status": "failed", "metrics": {}}}
+    [stage] = run(sweep({"baseline_seeds": 2}), fates=failed).stages
+    assert (stage.noise, stage.noise_degrees, stage.clear_errors) == (None, 0, None)
+    [stage] = run(sweep({"baseline_seeds": 2, "seeds": 2})).stages
+    assert stage.noise_degrees == 8
+
+
+def test_stages_are_compared_by_what_finished_in_both() -> None:
+    stages: list[dict[str, Any]] = [{"candidates": 6}, {"seeds": 2}]
+    [sound] = run(sweep(*stages), noise=1e-7).agreements
+    fates = {"stage1-r0-c1-s1": {"status": "failed", "metrics": {}}}
+    [without] = run(sweep(*stages), noise=1e-7, fates=fates).agreements
+    assert without.num_candidates == sound.num_candidates - 1
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"axes": {"mixture": {"chat": {}, "code": {"max": 0}, "general": {"max": 0}}}},  # bounds that leave one point
+        {"axes": {"mixture": {name: {"min": 0.2, "max": 0.6} for name in BASE}}},
+        {"searcher": "grid"},
+        {"surrogate": {}},
+    ],
+)
+def test_a_stage_may_have_more_beams_than_candidates(more: dict[str, Any]) -> None:
+    results = run(sweep({"candidates": 2, "beam_width": 9, "rounds": 3}, {"beam_width": 9}, **more))
+    assert results.best is not None
+    mixes = [str(one.mixture) for one in of_stage(results, "stage0")]
+    assert len(mixes) == len(set(mixes))
+
+
+def test_a_single_category_is_searched_by_its_further_axes_only() -> None:
+    body = document(
+        Surface("one", 1, quadratic((1.0,), (1.0,))), {"chat": 1.0}, stages=[{"name": "a", "max_steps": 4, "rounds": 2}]
+    )
+    assert [trial.mixture for trial in advance(SweepSpec.model_validate(body), {"chat": 1.0}, {}).due] == [
+        {"chat": 1.0}
+    ] * 3
+    rate = {"kind": "range", "path": "train.learning_rate", "low": 1e-5, "high": 1e-3, "log": True}
+    step = advance(SweepSpec.model_validate(body | {"axes": {"fields": [rate]}}), {"chat": 1.0}, {})
+    rates = [trial.fields.get("train.learning_rate") for trial in step.due[3:]]
+    assert len(rates) == len(set(rates)) == 7
+
+
+def test_where_everything_breaks_a_constraint_the_base_mix_stays() -> None:
+    spec = sweep({"rounds": 2}, {})
+    by_chat = {
+        "metrics": [{"name": "held_out_loss"}],
+        "constraints": [{"metric": "held_out_loss.chat", "max_worsening": 0}],
+    }
+    spec = SweepSpec.model_validate(spec.model_dump(mode="json") | {"objective": by_chat})
+    ended: dict[str, Trial] = {}
+    while not (step := advance(spec, BASE, ended)).is_finished:
+        for planned in step.due:
+            trial = ended_trial(SURFACE, planned, BASE, 1e-6, luck=0)
+            chat = 1.0 if planned.mixture == BASE else 2.0
+            ended[planned.id] = trial.model_copy(update={"metrics": trial.metrics | {"held_out_loss.chat": chat}})
+    assert all(one.broken == ["held_out_loss.chat"] for one in step.results.candidates if one.role != "base")
+    best = next(one for one in step.results.candidates if one.id == step.results.best)
+    assert (best.role, best.stage, best.rank) == ("base", "stage1", 1)
+    assert [one.role for one in of_stage(step.results, "stage1")] == ["base"]
 
 
 def test_a_later_stage_takes_as_many_beams_as_it_has_candidates() -> None:

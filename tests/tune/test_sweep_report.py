@@ -94,7 +94,7 @@ def test_the_verdict_names_what_is_paid_and_how_far_a_proxy_is_to_be_trusted(spe
     assert "scored above it but break a constraint: 1. Of these highest is code 100.0%" in sentences
     assert "it breaks that on held_out_loss.math" in sentences
     assert "small does not predict large here" in sentences
-    assert "varies by 0.40% between seeds (known with 20 degrees of freedom); it ended because two rounds" in sentences
+    assert "varies by 0.40% between seeds (degrees of freedom: 20); it ended because two rounds" in sentences
     assert "2.00 worker hours for 3 trials; the data was prepared once, in 33 s" in sentences
 
 
@@ -112,7 +112,9 @@ def test_few_seeds_and_many_candidates_make_a_verdict_careful(
 ) -> None:
     others = [candidate(number + 1, 0.0) for number in range(rivals - 1)]
     told = results(candidate(0, 0.032), *others, candidate(99, 0.0, role="base"), degrees=degrees)
-    assert ("better than the base mix." in " ".join(verdict(spec, told))) == is_clear
+    sentences = " ".join(verdict(spec, told))
+    assert ("better than the base mix." in sentences) == is_clear
+    assert (f"of {rivals} candidates and so few seeds, " in sentences) != is_clear
 
 
 def test_what_nobody_may_choose_is_told_beside_the_base_mix(spec: SweepSpec) -> None:

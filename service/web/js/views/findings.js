@@ -22,7 +22,7 @@ export function Findings({ results }) {
 }
 
 const ENDED_BY = {
-  rounds: "its rounds were used up", no_gain: "two rounds brought no gain, or none was expected", max_trials: "another round would exceed max_trials",
+  rounds: "its rounds were used up", no_gain: "two rounds brought no gain, or one while none was expected", max_trials: "another round would exceed max_trials",
   single_round: "it has a single round", exhausted: "nothing was left to try", baseline_failed: "no trial of the base mix finished",
 }; // prettier-ignore
 
