@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -17,8 +19,9 @@ from ray_jobs.tune.beam import PlannedTrial
 from ray_jobs.tune.sweep import Sweep
 from ray_jobs.tune.trial import TRIAL_FILE, TrialRun, trial_spec
 from service.errors import EmptyDataError, WorkerLostError
-from service.spec.event import SPEC_FILE
+from service.spec.event import SPEC_FILE, Event
 from service.spec.sweep import MetricSpec, StageSpec, SweepSpec
+from service.spec.sweep_results import Trial
 
 
 @pytest.fixture
@@ -189,6 +192,91 @@ def test_a_trial_whose_benchmark_failed_cannot_be_compared(spec: SweepSpec, tmp_
     (tmp_path / "trials" / trial.planned.id / TRIAL_FILE).unlink()
     assert trial.finish().metrics["gsm8k.exact_match"] == 0.5
     assert trial.finish().status == "succeeded"
+
+
+def event(seconds: int, kind: Any, attempt: int, **data: Any) -> Event:
+    return Event(
+        time=datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds), type=kind, attempt=attempt, data=data
+    )
+
+
+def test_a_trials_cost_is_that_of_all_its_attempts_and_a_step_counts_once(
+    spec: SweepSpec, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = TrialRun(RunDirectory(str(tmp_path)), spec, planned())
+    events = [event(0, "train.started", 1, workers=[{}, {}])]
+    events += [event(step, "train.step", 1, step=step, loss=5.0, tokens=9) for step in range(1, 6)]
+    events += [event(100, "train.started", 2, workers=[{}, {}])]
+    events += [event(98 + step, "train.step", 2, step=step, loss=4.0, tokens=10) for step in range(4, 10)]
+    monkeypatch.setattr("ray_jobs.tune.trial.read_events", lambda _: events)
+    for step in trial.rungs:
+        losses = {"general": 2.0, "math": 1.0}
+        trial.directory.write_json(HELD_OUT_FILE.format(when=f"step-{step}"), {"step": step, "loss": losses})
+        summary = {"task": "gsm8k", "metrics": {"exact_match": {"score": 0.1 * step}}, "reason": None}
+        trial.directory.write_json(f"evaluation/step-{step}/gsm8k.json", summary)
+    failed = trial.end("failed", "no")
+    assert failed.duration_s == 5 + 7, "the time between the attempts is nobody's"
+    assert failed.worker_seconds == 2 * 12
+    assert (failed.steps, failed.tokens) == (9, 3 * 9 + 6 * 10)
+    assert failed.curve == [(step, 5.0 if step < 4 else 4.0) for step in range(1, 10)]
+    (tmp_path / "trials" / failed.id / TRIAL_FILE).unlink()
+    stopped = trial.end("stopped")
+    assert (stopped.steps, stopped.tokens, list(stopped.rungs)) == (3, 27, [1, 3]), "it ended at its last rung"
+    assert stopped.metrics["gsm8k.exact_match"] == pytest.approx(0.3)
+    assert stopped.worker_seconds == failed.worker_seconds, "what its workers did beyond it was paid for all the same"
+
+
+def test_a_long_curve_keeps_its_last_point(spec: SweepSpec, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    events = [event(step, "train.step", 1, step=step, loss=1 / step, tokens=1) for step in range(1, 1002)]
+    monkeypatch.setattr("ray_jobs.tune.trial.read_events", lambda _: events)
+    curve = TrialRun(RunDirectory(str(tmp_path)), spec, planned()).end("failed").curve
+    assert 150 < len(curve) <= 200
+    assert curve[-1] == (1001, 1 / 1001)
+    assert {later[0] - earlier[0] for earlier, later in pairwise(curve)} == {6}
+
+
+def test_a_resumed_sweep_compares_with_the_rungs_of_trials_that_have_ended(
+    spec: SweepSpec, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 64.0})
+
+    def sweep() -> Sweep:
+        mixture = {"general": 0.5, "math": 0.5}
+        return Sweep(spec, RunDirectory(str(tmp_path)), mixture, 1.0, lambda _, **data: None)
+
+    first, started = sweep(), list[TrialRun]()
+    while (trial := first.next_trial()) is not None:
+        started.append(trial)
+    ahead, other = started[-2:]
+    document = Trial(
+        id=ahead.planned.id, candidate=ahead.planned.candidate, stage="small", seed=0, status="stopped", rungs={1: 4.0}
+    )
+    ahead.directory.write_json(TRIAL_FILE, document.model_dump(mode="json"))
+    assert not first.is_behind(other.planned, 1, 3.0), "the first to come"
+    resumed = sweep()
+    assert resumed.is_behind(other.planned, 1, 3.0), "behind the one that had ended"
+    again = list[str]()
+    while (trial := resumed.next_trial()) is not None:
+        again.append(trial.planned.id)
+    assert again == [trial.planned.id for trial in started if trial is not ahead], "what has ended does not run again"
+
+
+def test_as_many_trials_run_as_there_is_room_for(
+    spec: SweepSpec, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started(cpus: float, most: int | None = None) -> int:
+        monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": cpus})
+        limited = spec.model_copy(update={"max_concurrent_trials": most})
+        run = RunDirectory(str(tmp_path / f"{cpus}-{most}"))
+        sweep, count = Sweep(limited, run, {"general": 0.5, "math": 0.5}, 1.0, lambda _, **data: None), 0
+        while sweep.next_trial() is not None:
+            count += 1
+        return count
+
+    assert [started(cpus) for cpus in (1.0, 2.0, 5.0, 6.0)] == [1, 1, 2, 3], (
+        "of two workers each; one waits in any case"
+    )
+    assert started(16.0, most=2) == 2
 
 
 def test_a_trial_of_another_mix_is_not_taken_for_this_one(spec: SweepSpec, tmp_path: Any) -> None:
