@@ -313,6 +313,8 @@ def test_only_what_lags_behind_is_written_down_as_stopped(
     base, cut, behind = (started[f"small-r0-c{number}"] for number in range(3))
     assert not sweep.is_behind(base.planned, 1, 5.0)
     assert sweep.is_behind(behind.planned, 1, 1.0)
+    assert not sweep.is_behind(behind.planned, 3, 9.0)
+    assert not sweep.is_behind(base.planned, 3, -9.0), "the base mix never is"
     sweep.end(behind.planned.id, None)
     sweep.end(cut.planned.id, None)
     assert behind.ended() is not None
