@@ -2,11 +2,12 @@
 
     apt-get install wrk
     python benchmarks/service/load.py [--seconds 10] [--clients 200] [--followers 500] [--jobs 100000] [--minutes 10]
+                                      [--database postgresql://...]
 
-The control plane has SQLite, one replica, and a cluster that does not answer, so that jobs wait in the queue and all
-that is measured is the service's. The bare route is FastAPI's, a function that returns the same job from memory,
-without a key, a store or a middleware. Each has a process of its own, started anew for each measurement; `wrk` drives
-one after the other from the same machine, so the ratio says more than the figures.
+The control plane has SQLite, or an empty database that is named, one replica, and a cluster that does not answer, so
+that jobs wait in the queue and all that is measured is the service's. The bare route is FastAPI's, a function that
+returns the same job from memory, without a key, a store or a middleware. Each has a process of its own, started anew
+for each measurement; `wrk` drives one after the other from the same machine, so the ratio says more than the figures.
     polling    clients that ask for a job's status again and again: requests a second, 99th percentile; and the same at
                ease, each about `--pause` seconds after its last answer, as a client that waits for a job does
     memory     resident after each minute of polling
@@ -29,7 +30,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ import httpx
 import psutil
 import uvicorn
 from fastapi import FastAPI
-from sqlalchemy import insert
+from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from service.api.app import assemble, create_app, open_store
@@ -49,7 +50,7 @@ from service.settings import DRIVER_MODULES, Settings
 from service.spec.event import Event
 from service.spec.job import JobSpec
 from service.spec.resources import Job
-from service.store.engine import open_engine
+from service.store.engine import migrate, open_engine
 from service.store.models import JobRow
 
 NOWHERE = "http://127.0.0.1:9"
@@ -57,14 +58,13 @@ NOWHERE = "http://127.0.0.1:9"
 FEW_JOBS = 100
 
 
-def settings_of(directory: Path) -> Settings:
+def settings_of(directory: Path, database_url: str | None) -> Settings:
     """Of the control plane whose data lies in a directory."""
-    return Settings(directory, max_running_jobs=0, rate_limit_per_s=0)
+    return Settings(directory, database_url=database_url, max_running_jobs=0, rate_limit_per_s=0)
 
 
-def serve_control_plane(listener: socket.socket, directory: Path) -> None:
+def serve_control_plane(listener: socket.socket, settings: Settings) -> None:
     """The whole application."""
-    settings = settings_of(directory)
     backend = RayJobs(NOWHERE, "none", python="python", modules=DRIVER_MODULES, shares_filesystem=True)
     app = create_app(assemble(settings, open_store(settings), backend))
     Server(uvicorn.Config(app, log_level="critical", access_log=False)).run([listener])
@@ -183,10 +183,14 @@ def a_spec(directory: Path) -> JobSpec:
 class Bench:
     """A data directory, its first key and first job."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        key = ensure_first_key(settings_of(directory))
-        assert key is not None, "the directory is new"
+    def __init__(self, directory: Path, database_url: str | None) -> None:
+        self.settings = settings_of(directory, database_url)
+        if database_url is not None:
+            engine = open_engine(database_url)
+            migrate(engine)
+            engine.dispose()
+        key = ensure_first_key(self.settings)
+        assert key is not None, "the database is new"
         self.key, self.spec = key, a_spec(directory)
         with self.control_plane() as server:
             answer = self.post(server)
@@ -196,7 +200,7 @@ class Bench:
     @contextmanager
     def control_plane(self) -> Iterator[Serving]:
         """Served anew."""
-        with served(serve_control_plane, self.directory) as server:
+        with served(serve_control_plane, self.settings) as server:
             yield server
 
     def post(self, server: Serving) -> httpx.Response:
@@ -233,10 +237,10 @@ class Bench:
 
     def following(self, followers: int) -> str:
         """Until all have an event."""
-        store = open_store(settings_of(self.directory))
 
         def tell() -> float:
-            store.ingest_segment(self.job_id, f"{time.time_ns()}", [Event(type="job.warning", message="now")])
+            with closing(open_store(self.settings)) as store:
+                store.ingest_segment(self.job_id, f"{time.time_ns()}", [Event(type="job.warning", message="now")])
             return time.monotonic()
 
         with self.control_plane() as server:
@@ -262,14 +266,16 @@ class Bench:
 
     def _fill(self, number: int) -> None:
         """Jobs that have ended, as many as are missing."""
-        engine = open_engine(settings_of(self.directory).resolved_database_url)
+        engine = open_engine(self.settings.resolved_database_url)
         with Session(engine) as session, session.begin():
             first = session.get_one(JobRow, self.job_id)
             columns = {column.key: getattr(first, column.key) for column in JobRow.__table__.columns}
-            missing = number - session.query(JobRow).count()
-            rows = [columns | {"id": f"job-0-{n:08x}", "status": "succeeded"} for n in range(number)][:missing]
+            known = set(session.scalars(select(JobRow.id)))
+            ids = [name for n in range(number) if (name := f"job-0-{n:08x}") not in known][: number - len(known)]
+            rows = [columns | {"id": name, "status": "succeeded"} for name in ids]
             if rows:
-                session.execute(insert(JobRow).prefix_with("OR IGNORE"), rows)
+                session.execute(insert(JobRow), rows)
+        engine.dispose()  # before a server is forked, which would share the connections
 
     def _list(self, requests: int) -> float:
         """Median seconds."""
@@ -323,11 +329,12 @@ def main() -> None:
     parser.add_argument("--followers", type=int, default=500)
     parser.add_argument("--jobs", type=int, default=100_000)
     parser.add_argument("--minutes", type=int, default=10)
+    parser.add_argument("--database", help="URL of an empty database, by default SQLite in a directory that goes")
     options = parser.parse_args()
     if shutil.which("wrk") is None:
         raise SystemExit("wrk is not installed: apt-get install wrk")
     with tempfile.TemporaryDirectory() as directory:
-        bench = Bench(Path(directory))
+        bench = Bench(Path(directory), options.database)
         print(bench.polling(options.clients, options.seconds, options.pause), flush=True)
         if options.minutes:  # before the many jobs: the servers begin as copies of this process
             print(bench.memory(options.minutes, options.clients), flush=True)
