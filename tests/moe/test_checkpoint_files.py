@@ -46,6 +46,22 @@ def test_round_trip_is_bit_identical_over_several_shards(model: HybridModel, wri
         assert torch.equal(expected, actual), key
 
 
+def test_a_shard_is_at_most_as_large_as_asked_for_or_a_single_tensor(written: Path) -> None:
+    shards = [load_file(path) for path in written.glob("*.safetensors")]
+    sizes = [sum(tensor.nbytes for tensor in shard.values()) for shard in shards]
+    assert max(map(len, shards)) > 1
+    assert all(size <= 8000 or len(shard) == 1 for size, shard in zip(sizes, shards, strict=True))
+
+
+def test_what_is_written_is_what_was_queued(tmp_path: Path) -> None:
+    """Not what has become of it before its shard is full."""
+    writer, tensor = CheckpointWriter(tmp_path, part=0), torch.ones(3)
+    writer.add("key", tensor)
+    tensor.zero_()
+    writer.flush()
+    assert load_file(tmp_path / writer.weight_map["key"])["key"].tolist() == [1, 1, 1]
+
+
 def test_keys_are_the_published_ones(written: Path) -> None:
     keys = set(json.loads((written / INDEX_FILE).read_text())["weight_map"])
     layer = "model.layers.1."
