@@ -1,8 +1,9 @@
-"""What a MoE layer allocates: nothing of the size of tokens x experts x capacity, as one-hot dispatch does."""
+"""What is allocated: nothing of the size of tokens x experts x capacity, and at the worst what the docs say."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,12 +15,14 @@ from torch.utils._pytree import tree_leaves
 
 import moe.balance
 import moe.model
+from moe.attention import Documents
 from moe.balance import Balancing
 from moe.config import MoEConfig
 from moe.dispatch import Dispatched, ExpertParallel
 from moe.experts import Experts, grouped_swiglu
-from moe.model import MoE
+from moe.model import HybridModel, MoE, PackedBatch
 from moe.router import Routing
+from tests.moe.kept import MostBytes, bytes_kept
 
 CONFIG = MoEConfig(hidden_size=16, num_heads=2, num_kv_heads=2, expert_intermediate_size=8, num_experts=64)
 NUM_TOKENS = 256
@@ -99,3 +102,45 @@ def _dispatched_by_mask(patch: pytest.MonkeyPatch) -> None:
 def test_the_bound_notices(mutate: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
     mutate(monkeypatch)
     assert largest(None) > LARGEST
+
+
+# Arctic's ratios, and few experts: those that are not chosen cost no activations.
+RATIOS = MoEConfig(
+    vocab_size=8, hidden_size=112, num_heads=7, num_kv_heads=1, expert_intermediate_size=76, num_experts=2
+)
+ROW = 1024
+
+
+def worst_and_kept(num_layers: int, *, recompute: bool) -> tuple[float, float]:
+    """Bytes for each token and unit of hidden size: at the worst of both passes, and kept between them; in bf16."""
+    torch.manual_seed(0)
+    model = HybridModel(replace(RATIOS, num_layers=num_layers), activation_checkpointing=recompute).bfloat16()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.02)
+    batch = PackedBatch(torch.zeros(ROW, dtype=torch.int64), Documents.from_lengths([128] * 8), (ROW,))
+    kept = bytes_kept(model, lambda: model(batch))
+    with MostBytes(model) as most:
+        model(batch)[0].sum().backward()
+    units = ROW * RATIOS.hidden_size
+    return most.bytes / units, kept / units
+
+
+def test_the_worst_is_little_more_than_what_is_kept() -> None:
+    """As docs/benchmarks/training-step.md says, give or take a weight's gradient and what has no unit's size."""
+    one, two = (worst_and_kept(num_layers, recompute=False) for num_layers in (1, 2))
+    assert 36 < two[1] - one[1] < 38
+    for worst, kept in (one, two):
+        assert worst - kept < 17
+    for num_layers in (1, 2):
+        worst, kept = worst_and_kept(num_layers, recompute=True)
+        assert worst - kept < 46
+
+
+def test_that_notices_a_norm_that_autograd_takes_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    def by_parts(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        x32_TD = x_TD.float()
+        return weight_D * (x32_TD * torch.rsqrt(x32_TD.square().mean(-1, keepdim=True) + eps)).to(x_TD.dtype)
+
+    monkeypatch.setattr(moe.model, "rms_norm", by_parts)
+    worst, kept = worst_and_kept(1, recompute=True)
+    assert worst - kept > 55
