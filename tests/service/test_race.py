@@ -24,7 +24,7 @@ from service.settings import DRIVER_MODULES
 from service.spec.job import JobSpec
 from service.spec.resources import Job
 from service.store import transitions
-from service.store.engine import migrate, open_engine
+from service.store.engine import open_engine
 from service.store.store import Store
 from tests.conftest import TRIED
 from tests.service.conftest import BOTH_DATABASES
@@ -152,23 +152,11 @@ class World:
             time.sleep(0.01)
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty store."""
-    path = tmp_path_factory.mktemp("template") / "store.db"
-    engine = open_engine(f"sqlite:///{path}")
-    migrate(engine)
-    with engine.connect() as connection:
-        connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
-    engine.dispose()
-    return path
-
-
 @pytest.fixture(params=BOTH_DATABASES)
 def databases(request: pytest.FixtureRequest) -> Databases:
     if request.param == "sqlite":
-        template: Path = request.getfixturevalue("template")
-        return lambda directory: nullcontext(f"sqlite:///{shutil.copy(template, directory / 'store.db')}")
+        migrated: Path = request.getfixturevalue("migrated")
+        return lambda directory: nullcontext(f"sqlite:///{shutil.copy(migrated, directory / 'store.db')}")
     server = request.getfixturevalue("postgres")
     return lambda _directory: new_database(server, "template")
 

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, R
 from sqlalchemy import Engine
 
 from service.api.dependencies import ControlPlane
-from service.store.engine import migrate, open_engine
+from service.store.engine import open_engine
 from tests.service.recording_backend import RecordingBackend
 from tests.service.web.story import Cluster
 
@@ -120,9 +120,9 @@ def picture(tmp_path: Path) -> Callable[[Page, str], None]:
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
+def engine(migrated: Path, tmp_path: Path) -> Iterator[Engine]:
     """SQLite alone: which database it is, the page cannot see."""
+    shutil.copy(migrated, tmp_path / "test.db")
     engine = open_engine(f"sqlite:///{tmp_path / 'test.db'}")
-    migrate(engine)
     yield engine
     engine.dispose()
