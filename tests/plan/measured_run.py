@@ -1,15 +1,12 @@
-"""One real training step on gloo processes, measured; run by `torch.distributed.run`.
+"""One real training step on two gloo processes, measured.
 
-    measured_run.py SPEC.json OUT
-
-Leaves in OUT, for each process, `measured-<rank>.json` with bytes by part.
+Leaves for each process `measured-<rank>.json` with bytes by part.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +50,12 @@ def watch_step(engine: Any, measured: dict[str, int]) -> None:
     engine.optimizer.step, engine.optimizer._release_ipg_buffers = step, note_buckets
 
 
-def main() -> None:
-    spec, out = JobSpec.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
-    os.environ["DS_ACCELERATOR"] = "cpu"
+def work(rank: int, document: str, out: Path) -> None:
+    """One of the processes, of a job's spec in JSON."""
+    spec = JobSpec.model_validate_json(document)
+    os.environ["LOCAL_RANK"] = str(rank)
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    rank = dist.get_rank()
+    dist.init_process_group("gloo", init_method=f"file://{out}/store", rank=rank, world_size=2)
     config = planned_config(spec)
     parallel = expert_parallel_group(spec.parallel.expert_parallel_size)
     model = HybridModel(config, parallel, activation_checkpointing=spec.train.activation_checkpointing)
@@ -77,7 +74,3 @@ def main() -> None:
     measured["optimiser"] = moments + masters
     (out / f"measured-{rank}.json").write_text(json.dumps(measured))
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -27,7 +27,9 @@ from service.plan.memory import head_gradient_bytes, plan_memory
 from service.spec.job import JobSpec
 from service.spec.plan import PlanRequest
 from tests.moe.kept import bytes_kept
+from tests.plan import measured_run
 from tests.plan.measured_run import full_row
+from tests.processes import run_processes
 
 pytestmark = pytest.mark.slow
 
@@ -49,20 +51,16 @@ def with_train(spec: JobSpec, **fields: Any) -> JobSpec:
     return spec.model_copy(update={"train": spec.train.model_copy(update=fields)})
 
 
-def run(*command: str) -> str:
-    environment = os.environ | {"PYTHONPATH": str(HERE.parents[1])}
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 def count(specs: Sequence[JobSpec], directory: Path, *options: str) -> list[dict[str, Any]]:
     """What `fake_run.py` counts, of each."""
     paths = [directory / f"spec-{number}.json" for number in range(len(specs))]
     for spec, path in zip(specs, paths, strict=True):
         path.write_text(spec.model_dump_json())
-    lines = run(str(HERE / "fake_run.py"), *map(str, paths), *options).splitlines()
-    return [json.loads(line) for line in lines[-len(specs) :]]
+    command = [sys.executable, str(HERE / "fake_run.py"), *map(str, paths), *options]
+    environment = os.environ | {"PYTHONPATH": str(HERE.parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()[-len(specs) :]]
 
 
 def stated(layout: Layout, request: PlanRequest) -> dict[str, int]:
@@ -159,9 +157,7 @@ def test_a_small_model_takes_what_is_planned(
     job_document["train"] |= {"precision": precision, "activation_checkpointing": recompute}
     job_document["parallel"]["expert_parallel_size"] = expert_parallel
     spec = JobSpec.model_validate(job_document)
-    (tmp_path / "spec.json").write_text(spec.model_dump_json())
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    run(*launcher, str(HERE / "measured_run.py"), str(tmp_path / "spec.json"), str(tmp_path))
+    run_processes(measured_run.work, spec.model_dump_json(), tmp_path, number=2)
     measured = [json.loads((tmp_path / f"measured-{rank}.json").read_text()) for rank in range(2)]
     request, layout = request_for(spec), Layout.of(spec)
     memory, planned = plan_memory(layout, request), stated(layout, request)
