@@ -3,7 +3,7 @@
 A batch is a flat run of tokens: documents lie one after another and never see each other, which only the document
 lengths decide (position numbers that restart do not stop attention).
 
-Two ways to the same result. `varlen_attention` leaves all documents to one kernel: the way on GPUs.
+Two ways to the same result. `varlen_attention` leaves all documents to one kernel: the way on GPUs, tried on none yet.
 `document_attention` calls scaled dot-product attention for each document: the way on CPUs, which lack that kernel. A
 block mask over the whole row would cost O(T^2) instead of O(sum of L^2).
 

@@ -1,10 +1,11 @@
 """The experts that one process owns: SwiGLU networks with stacked weights, applied to contiguous blocks of tokens.
 
-Two ways to the same products. `grouped_mm` leaves all blocks to one kernel: the way on GPUs. On CPUs PyTorch's
-`grouped_mm` is a loop of single products, and the gradients of its inputs are two more; there `_BlockSwiGLU` walks the
-blocks itself, each once forward and once backward while its rows are in cache, with the experts divided among threads
-instead of the rows of each small product, so that nothing waits within a block and results do not depend on the number
-of threads. What is done with a block is the kernel of `moe.native` where it can be had, else PyTorch's products.
+Two ways to the same products. `grouped_mm` leaves all blocks to one kernel: the way on GPUs; its tests run on CPUs, no
+GPU has tried it yet. On CPUs PyTorch's `grouped_mm` is a loop of single products, and the gradients of its inputs are
+two more; there `_BlockSwiGLU` walks the blocks itself, each once forward and once backward while its rows are in cache,
+with the experts divided among threads instead of the rows of each small product, so that nothing waits within a block
+and results do not depend on the number of threads. What is done with a block is the kernel of `moe.native` where it can
+be had, else PyTorch's products.
 
 Gate and up projection lie in one stack, since one product of twice the width is faster than two.
 
