@@ -89,7 +89,7 @@ def block_swiglu(
             f"copies {tuple(x_MD.shape)} in {x_MD.dtype} do not fit blocks of {sum(counts)} rows and experts of width "
             f"{hidden} in {w13_EGD.dtype} and {w2_EDF.dtype}"
         )
-    blocks = blocks or kernel_blocks(x_MD, intermediate) or ProductBlocks()
+    blocks = blocks or kernel_blocks(x_MD, num_experts, intermediate) or ProductBlocks()
     y_MD: Tensor = _BlockSwiGLU.apply(x_MD, w13_EGD, w2_EDF, counts, blocks)  # type: ignore[no-untyped-call]
     return y_MD
 

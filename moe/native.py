@@ -25,6 +25,9 @@ SOURCE = Path(__file__).with_name("swiglu.cpp")
 FLAGS = ("-fopenmp",)
 PROCESSORS = ("AVX2", "AVX512")
 """Capabilities by PyTorch's names."""
+AVX2_MOST_WEIGHTS, AVX2_MOST_ROWS = 2**19, 128
+"""Of an expert of fp32 numbers, on AVX2: above either, PyTorch's products, which copy parts of the weights together for
+the caches, are as fast or faster (docs/benchmarks/moe-layer.md)."""
 
 _SUFFIXES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
@@ -65,24 +68,31 @@ def _call(function: Callable[..., bool], counts: list[int], tensors: Forward | B
         raise MemoryError(f"no memory for {max(counts)} copies of one expert of {hidden} x {intermediate}")
 
 
-def kernel_blocks(x_MD: Tensor, intermediate_size: int) -> KernelBlocks | None:
-    """The kernel for such experts, or None where PyTorch must do.
+def kernel_blocks(x_MD: Tensor, num_experts: int, intermediate_size: int) -> KernelBlocks | None:
+    """The kernel for such experts, or None where PyTorch must do, or does better.
 
     Args:
         x_MD: token copies.
+        num_experts: that share them.
         intermediate_size: of an expert.
     """
+    num_copies, hidden_size = x_MD.shape
     if x_MD.device.type != "cpu" or x_MD.dtype not in _SUFFIXES:
         return None
-    if x_MD.dtype == torch.bfloat16 and (x_MD.shape[1] % 2 or intermediate_size % 2):
+    if x_MD.dtype == torch.bfloat16 and (hidden_size % 2 or intermediate_size % 2):
         return None  # it multiplies pairs
+    processor = torch.backends.cpu.get_cpu_capability()
+    if processor not in PROCESSORS:
+        return None
+    if processor == "AVX2" and x_MD.dtype == torch.float32:
+        weights = 3 * hidden_size * intermediate_size
+        if weights > AVX2_MOST_WEIGHTS or num_copies > AVX2_MOST_ROWS * num_experts:
+            return None
     return _load(_SUFFIXES[x_MD.dtype])
 
 
 @cache
 def _load(suffix: str) -> KernelBlocks | None:
-    if torch.backends.cpu.get_cpu_capability() not in PROCESSORS:
-        return None
     library = load_or_none(SOURCE, "PyTorch computes the experts, in up to 3 times the time", FLAGS)
     if library is None:
         return None

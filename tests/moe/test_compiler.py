@@ -85,6 +85,34 @@ def test_what_the_compiler_said_is_in_the_log(source: Path, caplog: pytest.LogCa
 
 
 def test_other_types_and_odd_widths_are_left_to_pytorch() -> None:
-    assert native.kernel_blocks(torch.ones(2, 4, dtype=torch.float64), 6) is None
-    assert native.kernel_blocks(torch.ones(2, 4, dtype=torch.bfloat16), 5) is None
-    assert native.kernel_blocks(torch.ones(2, 5, dtype=torch.bfloat16), 6) is None
+    assert native.kernel_blocks(torch.ones(2, 4, dtype=torch.float64), 1, 6) is None
+    assert native.kernel_blocks(torch.ones(2, 4, dtype=torch.bfloat16), 1, 5) is None
+    assert native.kernel_blocks(torch.ones(2, 5, dtype=torch.bfloat16), 1, 6) is None
+
+
+@pytest.mark.parametrize(
+    ("processor", "dtype", "rows", "experts", "hidden", "intermediate", "is_taken"),
+    [
+        ("AVX2", torch.float32, 8192, 128, 256, 192, True),
+        ("AVX2", torch.float32, 8192, 128, 1024, 512, False),
+        ("AVX2", torch.float32, 8192, 32, 256, 192, False),
+        ("AVX2", torch.bfloat16, 8192, 32, 1024, 512, True),
+        ("AVX512", torch.float32, 8192, 32, 1024, 512, True),
+        ("NO AVX", torch.float32, 8192, 128, 256, 192, False),
+    ],
+)
+def test_the_kernel_is_taken_where_it_is_faster(
+    processor: str,
+    dtype: torch.dtype,
+    rows: int,
+    experts: int,
+    hidden: int,
+    intermediate: int,
+    is_taken: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded = object()
+    monkeypatch.setattr(native, "_load", lambda suffix: loaded)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: processor)
+    copies_MD = torch.empty(rows, hidden, dtype=dtype)
+    assert native.kernel_blocks(copies_MD, experts, intermediate) is (loaded if is_taken else None)

@@ -37,7 +37,7 @@ def kernel_of(dtype: torch.dtype) -> KernelBlocks:
     able = sys.platform == "linux" and torch.backends.cpu.get_cpu_capability() in PROCESSORS
     if not able or shutil.which("c++") is None:
         pytest.skip("no processor with AVX2 or AVX-512, or no C++ compiler")
-    kernel = kernel_blocks(torch.empty(0, 2, dtype=dtype), 2)
+    kernel = kernel_blocks(torch.empty(0, 2, dtype=dtype), 1, 2)
     assert kernel is not None, "the log has what the compiler said"
     return kernel
 
@@ -161,7 +161,7 @@ from moe.native import kernel_blocks
 
 torch.set_num_threads(2)
 rows, hidden, size = 100_000, 64, 64
-kernel = kernel_blocks(torch.ones(1, hidden), size)
+kernel = kernel_blocks(torch.ones(1, hidden), 1, size)
 x, h, y = (torch.zeros(rows, width) for width in (hidden, 2 * size, hidden))
 w13, w2 = torch.zeros(1, 2 * size, hidden), torch.zeros(1, hidden, size)
 kernel.forward([1], Forward(x, w13, w2, h, y))  # starts the threads
