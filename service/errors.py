@@ -6,6 +6,7 @@ pickling, because Ray sends errors between processes. `fault` says who can mend 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 Fault = Literal["user", "data", "infrastructure", "numerics"]
@@ -253,3 +254,10 @@ class JobFailedError(SleddogError, RuntimeError):
 
     code = "job_failed"
     fault = "infrastructure"
+
+
+def every_error(base: type[SleddogError] = SleddogError) -> Iterator[type[SleddogError]]:
+    """An error of the tree and all below it; no two have one code."""
+    yield base
+    for error in base.__subclasses__():
+        yield from every_error(error)

@@ -13,19 +13,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import TypeAdapter, ValidationError
 
-from service.errors import (
-    BackendUnavailableError,
-    ConflictError,
-    InvalidDatasetError,
-    InvalidSpecError,
-    NotAuthenticatedError,
-    NotAuthorizedError,
-    NotFoundError,
-    NotReadyError,
-    ServiceUnreachableError,
-    SleddogError,
-    SourceNotFoundError,
-)
+from service.errors import RateLimitedError, ServiceUnreachableError, SleddogError, every_error
 from service.retry_after import parse_retry_after
 from service.spec.access import Project, ProjectChange
 from service.spec.job import JobSpec
@@ -59,20 +47,7 @@ _MAX_KEPT = 64
 LONGEST_WISH_S = 60.0
 """A service that wants a longer pause is not waited for: its answer is the caller's to see."""
 
-_ERRORS: dict[str, type[SleddogError]] = {
-    error.code: error
-    for error in (
-        BackendUnavailableError,
-        ConflictError,
-        InvalidDatasetError,
-        InvalidSpecError,
-        NotAuthenticatedError,
-        NotAuthorizedError,
-        NotFoundError,
-        NotReadyError,
-        SourceNotFoundError,
-    )
-}
+_ERRORS = {error.code: error for error in every_error()}
 
 
 @dataclass(frozen=True)
@@ -178,6 +153,8 @@ def raise_for_problem(response: httpx.Response) -> None:
     except ValidationError:
         raise ServiceUnreachableError(f"HTTP {response.status_code}: {response.text[:200]}") from None
     kind = _ERRORS.get(problem.code, SleddogError)
+    if kind is RateLimitedError:
+        raise RateLimitedError(parse_retry_after(response.headers.get("Retry-After", "")))
     if len(problem.errors) == 1:
         raise kind(problem.errors[0].message, problem.errors[0].field or None)
     raise kind(problem.detail)

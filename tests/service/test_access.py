@@ -131,7 +131,7 @@ def test_what_one_project_has_is_not_found_by_another(
             continue
         filled = re.sub(r"\{(\w+)\}", lambda found: ids.get(found[1], "any"), path)
         for method in operations:
-            body = {"role": "viewer"} if method == "patch" else None
+            body = None if method != "patch" else {"role": "viewer"} if names[0] == "user_id" else {"priority": 1}
             answer = elsewhere.request(method, filled, json=body)
             assert code(answer) == (404, "not_found"), (method, path)
             tried += 1

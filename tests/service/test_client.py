@@ -17,7 +17,10 @@ from service.errors import (
     JobFailedError,
     NotAuthenticatedError,
     NotFoundError,
+    RateLimitedError,
     ServiceUnreachableError,
+    SleddogError,
+    every_error,
 )
 from service.reconcile import Reconciler
 from service.spec.job import JobSpec
@@ -148,3 +151,22 @@ def test_the_public_surface_of_both_clients_is_the_same() -> None:
     assert {name for name in dir(Jobs) if not name.startswith("_")} == {
         name for name in dir(AsyncJobs) if not name.startswith("_")
     }
+
+
+@pytest.mark.parametrize("kind", list(every_error()))
+def test_each_error_of_the_service_is_raised_as_what_it_was(kind: type[SleddogError]) -> None:
+    about = {"title": "", "status": 400, "detail": "data.seed: too large", "code": kind.code}
+    problem = about | {"errors": [{"field": "data.seed", "message": "too large"}]}
+    with pytest.raises(SleddogError) as caught:
+        calls.raise_for_problem(httpx.Response(400, headers={"Retry-After": "7"}, json=problem))
+    assert type(caught.value) is kind
+    if isinstance(caught.value, RateLimitedError):
+        assert caught.value.retry_after_s == 7
+    else:
+        assert (caught.value.field, caught.value.message) == ("data.seed", "too large")
+
+
+def test_an_error_of_a_newer_service_is_still_one() -> None:
+    problem = {"title": "", "status": 400, "detail": "no room", "code": "unheard_of"}
+    with pytest.raises(SleddogError, match="no room"):
+        calls.raise_for_problem(httpx.Response(400, json=problem))

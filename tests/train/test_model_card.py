@@ -17,6 +17,7 @@ from moe.init import initialize
 from moe.model import HybridModel
 from ray_jobs.data.tokenise import train_bpe
 from ray_jobs.evaluate.results import Metric
+from ray_jobs.fence import Fence
 from ray_jobs.run_directory import RunDirectory
 from ray_jobs.train.export import committed_export, export
 from ray_jobs.train.model_card import CARD_FILE, model_card, write_model_card
@@ -192,7 +193,8 @@ def exported(tmp_path: Path) -> Path:
     model = HybridModel(replace(TINY, vocab_size=300)).bfloat16()
     initialize(model, seed=0)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    export(model, tmp_path / "tokenizer", RunDirectory(f"{tmp_path}/run"), 1, step=3)
+    run = RunDirectory(f"{tmp_path}/run")
+    export(model, tmp_path / "tokenizer", run, attempt=1, step=3, fence=Fence(run, 1, 1))
     dist.destroy_process_group()
     document = committed_export(RunDirectory(f"{tmp_path}/run"))
     assert document is not None
