@@ -47,8 +47,10 @@ def import_deepspeed() -> Any:
     from deepspeed.runtime import compiler
 
     compiled, compiler.compile = compiler.compile, lambda: lambda function: function
-    import_module("deepspeed.runtime.zero.muon.original_muon")
-    compiler.compile = compiled
+    try:
+        import_module("deepspeed.runtime.zero.muon.original_muon")
+    finally:
+        compiler.compile = compiled
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
