@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from ray_jobs.report import read_events
+from ray_jobs.run_directory import RunDirectory
 from service.backends.local_ray import LocalRay
 
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets it, and the commands would print as narrowly for the whole session
@@ -62,16 +67,27 @@ def drive_alone(module: str, directory: Path, spec: dict[str, Any], *arguments: 
     directory.mkdir(exist_ok=True)
     (directory / "spec.json").write_text(json.dumps(spec))
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments, str(directory)],
+    process = subprocess.Popen(
+        [sys.executable, "-X", "faulthandler", "-m", module, *arguments, str(directory)],
         cwd=Path(__file__).parents[1],
         env=environment | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=timeout_s,
-        check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    try:
+        _, said = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGABRT)  # which has it tell where each of its threads is
+        printed, said = process.communicate()
+        for child in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        runs = [RunDirectory(str(events.parent)) for events in sorted(directory.rglob("events"))]
+        last = [f"{run.url}: {read_events(run)[-1:]}" for run in runs]
+        pytest.fail("\n".join([f"not over after {timeout_s} s", *last, printed[-3000:], said[-6000:]]))
+    assert process.returncode == 0, said[-3000:]
     return json.loads((directory / "outcome.json").read_text())
 
 

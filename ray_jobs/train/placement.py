@@ -1,6 +1,10 @@
 """Room for the training workers: how many may take part, and for how many the cluster has room.
 
 The global batch is the same on any number of workers: each accumulates as many rows as it takes.
+
+Room is looked for by reserving it for a moment. Ray frees a reservation with the actor that made it, or with the whole
+job; but not with a task, as a trial of a sweep is one. If the task's process is lost, what it had reserved, or was
+still waiting for, is in the way until the sweep ends. So each reservation has the run's name, and is removed by that.
 """
 
 from __future__ import annotations
@@ -9,8 +13,9 @@ import time
 from collections.abc import Sequence
 
 import ray
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import get_placement_group, placement_group, remove_placement_group
 
+from ray_jobs.run_directory import RunDirectory
 from service.errors import PlacementError
 from service.spec.job import JobSpec
 
@@ -31,10 +36,11 @@ def worker_counts(spec: JobSpec) -> list[int]:
     ]
 
 
-def await_room(spec: JobSpec, resources: dict[str, float]) -> int:
+def await_room(run: RunDirectory, spec: JobSpec, resources: dict[str, float]) -> int:
     """Wait until all workers have room at once, or fewer where the spec allows it: Ray Train would wait for ever.
 
     Args:
+        run: that the workers are for.
         spec: the job's.
         resources: of each worker.
 
@@ -44,12 +50,13 @@ def await_room(spec: JobSpec, resources: dict[str, float]) -> int:
     Raises:
         PlacementError: not even the fewest found room in time.
     """
+    release_room(run)  # of a process that was lost while it waited here
     counts, timeout_s = worker_counts(spec), spec.parallel.placement_timeout_s
     deadline = time.monotonic() + timeout_s
-    if len(counts) > 1 and _has_room(counts[0], resources, min(_PATIENCE_S, timeout_s / 2)):
+    if len(counts) > 1 and _has_room(run, counts[0], resources, min(_PATIENCE_S, timeout_s / 2)):
         return counts[0]
     while (left_s := deadline - time.monotonic()) > 0:
-        if (count := _largest_with_room(counts, resources, left_s)) is not None:
+        if (count := _largest_with_room(run, counts, resources, left_s)) is not None:
             return count
     raise PlacementError(
         f"{counts[-1]} workers with {resources} each did not fit the cluster within "
@@ -58,14 +65,29 @@ def await_room(spec: JobSpec, resources: dict[str, float]) -> int:
     )
 
 
-def _largest_with_room(counts: Sequence[int], resources: dict[str, float], timeout_s: float) -> int | None:
+def release_room(run: RunDirectory) -> None:
+    """Give back what is reserved for the workers of a run, if its process was lost before it could."""
+    try:
+        left = get_placement_group(_name(run))
+    except ValueError:  # there is none
+        return
+    remove_placement_group(left)
+
+
+def _name(run: RunDirectory) -> str:
+    return f"room for {run.url}"
+
+
+def _largest_with_room(
+    run: RunDirectory, counts: Sequence[int], resources: dict[str, float], timeout_s: float
+) -> int | None:
     try_s = timeout_s if len(counts) == 1 else min(timeout_s, _TRY_S)
-    return next((count for count in counts if _has_room(count, resources, try_s)), None)
+    return next((count for count in counts if _has_room(run, count, resources, try_s)), None)
 
 
-def _has_room(count: int, resources: dict[str, float], timeout_s: float) -> bool:
+def _has_room(run: RunDirectory, count: int, resources: dict[str, float], timeout_s: float) -> bool:
     """Reserve the room and give it back at once."""
-    group = placement_group([resources] * count)
+    group = placement_group([resources] * count, name=_name(run))
     try:
         return bool(group.wait(timeout_s))
     finally:

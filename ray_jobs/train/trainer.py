@@ -70,7 +70,7 @@ def train(run: RunDirectory, spec: JobSpec, config: WorkerConfig, tell: Callable
     for start in itertools.count(1):
         Fence(run, config.attempt).check()  # an attempt that was given up waits for no room
         scaling = ScalingConfig(
-            num_workers=await_room(spec, resources), use_gpu=use_gpu, resources_per_worker=resources
+            num_workers=await_room(run, spec, resources), use_gpu=use_gpu, resources_per_worker=resources
         )
         config = replace(config, start=claim_start(run, config.attempt))
         trainer = _Trainer(

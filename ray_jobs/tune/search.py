@@ -21,8 +21,10 @@ from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
 from ray_jobs.run_directory import RunDirectory
+from ray_jobs.train.placement import release_room
 from ray_jobs.tune.beam import PlannedTrial
 from ray_jobs.tune.sweep import Sweep
+from ray_jobs.tune.trial import TrialRun
 from ray_jobs.tune.trial_process import run_trial
 
 _MAX_TRIAL_RESTARTS = 3
@@ -66,7 +68,7 @@ class _SweepSearcher(Searcher):  # type: ignore[misc]
     def __init__(self, sweep: Sweep, run_url: str) -> None:
         super().__init__()
         self._sweep, self._run_url = sweep, run_url
-        self._trials: dict[str, str] = {}
+        self._trials: dict[str, TrialRun] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's parameters; None while there is none to start."""
@@ -76,13 +78,15 @@ class _SweepSearcher(Searcher):  # type: ignore[misc]
         trial = self._sweep.next_trial()
         if trial is None:
             return None
-        self._trials[trial_id] = trial.planned.id
+        self._trials[trial_id] = trial
         return {"run_url": self._run_url, "planned": trial.planned._asdict(), "has_rungs": bool(trial.rungs)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:  # noqa: ARG002
         """It has ended, was stopped, or was lost more often than it may be."""
         reason = "its process was lost, or raised what nobody foresaw: see the job's log" if error else None
-        self._sweep.end(self._trials.pop(trial_id), reason)
+        trial = self._trials.pop(trial_id)
+        release_room(trial.directory)
+        self._sweep.end(trial.planned.id, reason)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: see the module's docstring."""

@@ -21,12 +21,14 @@ from typing import Any
 import ray
 import torch.distributed as dist
 from ray.cluster_utils import Cluster
+from ray.util.placement_group import placement_group_table
 
 import ray_jobs.train.trainer
 from ray_jobs.finetune import run_job
 from ray_jobs.report import read_events
 from ray_jobs.run_directory import EventWriter, RunDirectory
 from ray_jobs.train.loop import HELD_OUT_FILE, WorkerConfig
+from ray_jobs.train.placement import await_room
 from ray_jobs.train.trainer import train
 from service.errors import InvalidSpecError, SleddogError
 from service.spec.event import REPORT_FILE, Event
@@ -97,6 +99,33 @@ def run_workers(work: Any, directory: Path) -> dict[str, Any]:
     since_death = time.monotonic() - float(died.read_text()) if died.exists() else None
     num_starts = len(starts.read_text()) if starts.exists() else 0
     return outcome | {"seconds_since_death": since_death, "starts": num_starts, "restarts": len(told)}
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _await_room(directory: str) -> None:
+    run = RunDirectory(directory)
+    (Path(directory) / "waits").write_text(str(os.getpid()))
+    await_room(run, run.read_spec(), {"CPU": 1.0})
+
+
+def lost_while_it_waits(directory: Path) -> dict[str, Any]:
+    """The process of a trial, which is a task, is lost while it waits for room; afterwards there is room."""
+    run, waits = RunDirectory(str(directory)), directory / "waits"
+    squatter = Squatter.remote()
+    ray.get(squatter.ready.remote())
+    trial = _await_room.remote(run.url)
+    await_(lambda: waits.exists() and bool(_reserved()))
+    os.kill(int(waits.read_text()), signal.SIGKILL)
+    ray.wait([trial])
+    ray.kill(squatter)
+    await_(lambda: _reserved() == ["CREATED"])
+    found = await_room(run, run.read_spec(), {"CPU": 1.0})
+    return {"found": found, "reserved": _reserved()}
+
+
+def _reserved() -> list[str]:
+    states = [group["state"] for group in placement_group_table().values()]
+    return [state for state in states if state != "REMOVED"]
 
 
 def attempts(directory: Path) -> list[dict[str, Any]]:
@@ -202,6 +231,8 @@ def main() -> None:
     ray.init("local", num_cpus=3 if case == "attempts" else 2, include_dashboard=False, log_to_driver=False)
     if case == "attempts":
         outcome = attempts(directory)
+    elif case == "lost_while_it_waits":
+        outcome = lost_while_it_waits(directory)
     else:
         workers = {work.__name__: work for work in (one_worker_raises, the_room_is_taken, they_cannot_connect)}
         outcome = run_workers(workers[case], directory)

@@ -89,6 +89,15 @@ def test_a_group_that_finds_no_room_again_ends_the_run(document: dict[str, Any],
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_the_room_that_a_lost_process_waited_for_is_free_for_the_next_one(
+    document: dict[str, Any], tmp_path: Path
+) -> None:
+    outcome = drive("lost_while_it_waits", tmp_path / "run", document)
+    assert outcome == {"found": 2, "reserved": []}, "Ray had given it to the lost one, and would have for ever"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_workers_that_fail_while_they_start_leave_their_room_to_the_next(
     document: dict[str, Any], tmp_path: Path
 ) -> None:
