@@ -3,18 +3,22 @@
 Data-mixing laws (Ye et al. 2024, arXiv 2403.16952) fit the loss of each category as c + k exp(t . shares). Such a loss
 is smooth in the shares, which is what the process assumes; unlike the law it also models scores of benchmarks and
 further axes, and tells its uncertainty. Its mean is constant, its kernel squared exponential with one length for all
-coordinates: a dozen points bear no more. The noise is given, not fitted, since it is known from seeds.
+coordinates: a dozen points bear no more. The noise is given, not fitted, since it is known from seeds. The process
+itself is scikit-learn's.
 
 Shape suffixes: N candidates seen, M asked about, C coordinates.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import cho_solve
 from scipy.special import ndtr
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 
 LENGTHS = (0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.2, 1.6)
 """Tried for the kernel, in coordinates: the simplex's edge is 1.4 long. Below the shortest, points that lie as close as
@@ -23,7 +27,8 @@ _JITTER = 1e-6
 """Of the kernel's amplitude: keeps the factorisation sound when two points all but coincide."""
 
 
-class Surrogate(NamedTuple):
+@dataclass(frozen=True)
+class Surrogate:
     """A fitted process.
 
     Attributes:
@@ -54,23 +59,18 @@ class Surrogate(NamedTuple):
         mean, amplitude = float(scores_N.mean()), max(float(scores_N.var()), 1e-12)
         return max(
             (cls(seen_NC, scores_N, variance_N, length, mean, amplitude) for length in LENGTHS),
-            key=lambda one: one.log_likelihood(),
+            key=lambda one: one.log_likelihood,
         )
 
+    @property
     def log_likelihood(self) -> float:
-        """Of the scores, but for a constant."""
-        factor, lower = self._factor()
-        residual_N = self.scores_N - self.mean
-        fit = residual_N @ cho_solve((factor, lower), residual_N)
-        return float(-0.5 * fit - np.log(np.diag(factor)).sum())
+        """Of the scores."""
+        return float(self._process.log_marginal_likelihood_value_)
 
     def predict(self, asked_MC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of the score at some coordinates, noise left out; [M] each."""
-        cross_MN = self._kernel(asked_MC, self.seen_NC)
-        factor = self._factor()
-        mean_M = self.mean + cross_MN @ cho_solve(factor, self.scores_N - self.mean)
-        explained_M = (cross_MN * cho_solve(factor, cross_MN.T).T).sum(axis=1)
-        return mean_M, np.sqrt(np.maximum(self.amplitude - explained_M, 0))
+        mean_M, deviation_M = self._process.predict(asked_MC, return_std=True)
+        return self.mean + mean_M, deviation_M
 
     def expected_improvement(self, asked_MC: np.ndarray) -> np.ndarray:
         """Over the best mean at what was seen, [M] (Jones et al. 1998; the best mean, since the best score is luck)."""
@@ -85,7 +85,8 @@ class Surrogate(NamedTuple):
     def believing(self, point_C: np.ndarray) -> Surrogate:
         """As if a point had been tried and had its predicted score, so that the next one proposed lies elsewhere."""
         predicted = self.predict(point_C[None])[0]
-        return self._replace(
+        return replace(
+            self,
             seen_NC=np.vstack([self.seen_NC, point_C]),
             scores_N=np.append(self.scores_N, predicted),
             variance_N=np.append(self.variance_N, self.variance_N.mean()),
@@ -96,16 +97,13 @@ class Surrogate(NamedTuple):
 
         The length is that of the whole; error i is [K^-1 y]_i / [K^-1]_ii (Rasmussen and Williams 2006, 5.12).
         """
-        inverse_NN = cho_solve(self._factor(), np.eye(len(self.scores_N)))
-        error_N = inverse_NN @ (self.scores_N - self.mean) / np.diag(inverse_NN)
+        inverse_NN = cho_solve((self._process.L_, True), np.eye(len(self.scores_N)))
+        error_N = self._process.alpha_ / np.diag(inverse_NN)
         return float(np.sqrt(np.mean(error_N**2)))
 
-    def _factor(self) -> tuple[np.ndarray, bool]:
+    @cached_property
+    def _process(self) -> GaussianProcessRegressor:
+        kernel = ConstantKernel(self.amplitude) * RBF(self.length)
         noise_N = self.variance_N + _JITTER * self.amplitude
-        factor, lower = cho_factor(self._kernel(self.seen_NC, self.seen_NC) + np.diag(noise_N), lower=True)
-        return factor, lower
-
-    def _kernel(self, first_MC: np.ndarray, second_NC: np.ndarray) -> np.ndarray:
-        square_MN = ((first_MC[:, None] - second_NC[None]) ** 2).sum(axis=-1)
-        kernel_MN: np.ndarray = self.amplitude * np.exp(-0.5 * square_MN / self.length**2)
-        return kernel_MN
+        process = GaussianProcessRegressor(kernel, alpha=noise_N, optimizer=None)
+        return process.fit(self.seen_NC, self.scores_N - self.mean)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -86,8 +87,11 @@ def test_leave_one_out_error_is_that_of_fits_without_each() -> None:
     errors = []
     for left_out in range(14):
         kept = np.arange(14) != left_out
-        without = surrogate._replace(
-            seen_NC=surrogate.seen_NC[kept], scores_N=surrogate.scores_N[kept], variance_N=surrogate.variance_N[kept]
+        without = replace(
+            surrogate,
+            seen_NC=surrogate.seen_NC[kept],
+            scores_N=surrogate.scores_N[kept],
+            variance_N=surrogate.variance_N[kept],
         )
         errors.append(without.predict(surrogate.seen_NC[left_out][None])[0][0] - surrogate.scores_N[left_out])
     assert surrogate.leave_one_out_error() == pytest.approx(np.sqrt(np.mean(np.square(errors))), rel=1e-6)
