@@ -2,9 +2,10 @@
 
 The global batch is the same on any number of workers: each accumulates as many rows as it takes.
 
-Room is looked for by reserving it for a moment. Ray frees a reservation with the actor that made it, or with the whole
-job; but not with a task, as a trial of a sweep is one. If the task's process is lost, what it had reserved, or was
-still waiting for, is in the way until the sweep ends. So each reservation has the run's name, and is removed by that.
+Room is looked for by reserving it for a moment. Ray frees a reservation when it is told to, or with the whole job, but
+not with the process that made it. A trial of a sweep is only a task of the sweep's job: if its processes are lost, what
+they had reserved, or still waited for, is in the way until the sweep ends. So all reservations for a run have a name
+that follows from it, by which the next who starts the run's workers frees them.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def await_room(run: RunDirectory, spec: JobSpec, resources: dict[str, float]) ->
     Raises:
         PlacementError: not even the fewest found room in time.
     """
-    release_room(run)  # of a process that was lost while it waited here
+    release_room(run)  # of processes that were lost
     counts, timeout_s = worker_counts(spec), spec.parallel.placement_timeout_s
     deadline = time.monotonic() + timeout_s
     if len(counts) > 1 and _has_room(run, counts[0], resources, min(_PATIENCE_S, timeout_s / 2)):
@@ -66,15 +67,16 @@ def await_room(run: RunDirectory, spec: JobSpec, resources: dict[str, float]) ->
 
 
 def release_room(run: RunDirectory) -> None:
-    """Give back what is reserved for the workers of a run, if its process was lost before it could."""
+    """Free what is reserved for the workers of a run, if its processes were lost before they could."""
     try:
-        left = get_placement_group(_name(run))
+        left = get_placement_group(room_name(run))
     except ValueError:  # there is none
         return
     remove_placement_group(left)
 
 
-def _name(run: RunDirectory) -> str:
+def room_name(run: RunDirectory) -> str:
+    """Of the placement groups for a run's workers."""
     return f"room for {run.url}"
 
 
@@ -87,7 +89,7 @@ def _largest_with_room(
 
 def _has_room(run: RunDirectory, count: int, resources: dict[str, float], timeout_s: float) -> bool:
     """Reserve the room and give it back at once."""
-    group = placement_group([resources] * count, name=_name(run))
+    group = placement_group([resources] * count, name=room_name(run))
     try:
         return bool(group.wait(timeout_s))
     finally:

@@ -27,7 +27,7 @@ from ray_jobs.run_directory import RunDirectory
 from ray_jobs.train.failed_start import FailedStart
 from ray_jobs.train.failures import can_restart, cause_of
 from ray_jobs.train.loop import WorkerConfig, run_worker
-from ray_jobs.train.placement import await_room
+from ray_jobs.train.placement import await_room, room_name
 from ray_jobs.train.process_group import ProcessGroupConfig
 from service.spec.job import JobSpec
 
@@ -44,7 +44,8 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
         callbacks = super()._create_default_callbacks()
-        return [FailedStart(), *(callback for callback in callbacks if not isinstance(callback, DatasetsCallback))]
+        failed_start = FailedStart(room_name(RunDirectory(self.train_loop_config["run_url"])))
+        return [failed_start, *(callback for callback in callbacks if not isinstance(callback, DatasetsCallback))]
 
 
 def train(run: RunDirectory, spec: JobSpec, config: WorkerConfig, tell: Callable[[str], None]) -> None:

@@ -85,7 +85,8 @@ class _SweepSearcher(Searcher):  # type: ignore[misc]
         """It has ended, was stopped, or was lost more often than it may be."""
         reason = "its process was lost, or raised what nobody foresaw: see the job's log" if error else None
         trial = self._trials.pop(trial_id)
-        release_room(trial.directory)
+        if error:
+            release_room(trial.directory)
         self._sweep.end(trial.planned.id, reason)
 
     def save(self, checkpoint_path: str) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 import torch.distributed as dist
 from ray.cluster_utils import Cluster
@@ -102,25 +103,45 @@ def run_workers(work: Any, directory: Path) -> dict[str, Any]:
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _await_room(directory: str) -> None:
+def _trial(directory: str) -> None:
     run = RunDirectory(directory)
-    (Path(directory) / "waits").write_text(str(os.getpid()))
-    await_room(run, run.read_spec(), {"CPU": 1.0})
+    train(run, run.read_spec(), WorkerConfig(run.url, 1, "", "", ()), print)
 
 
 def lost_while_it_waits(directory: Path) -> dict[str, Any]:
-    """The process of a trial, which is a task, is lost while it waits for room; afterwards there is room."""
-    run, waits = RunDirectory(str(directory)), directory / "waits"
+    """The processes of a trial are lost while it waits for room; afterwards there is room."""
     squatter = Squatter.remote()
     ray.get(squatter.ready.remote())
-    trial = _await_room.remote(run.url)
-    await_(lambda: waits.exists() and bool(_reserved()))
-    os.kill(int(waits.read_text()), signal.SIGKILL)
-    ray.wait([trial])
+    _lose_trial(directory, lambda: _reserved() == ["PENDING"])
     ray.kill(squatter)
+    return _room_afterwards(directory)
+
+
+def lost_while_they_start(directory: Path) -> dict[str, Any]:
+    """The processes of a trial are lost while its workers start, in the room that is reserved for them."""
+    _lose_trial(directory, lambda: bool(_processes("ray::TrainController")) and _reserved() == ["CREATED"])
+    return _room_afterwards(directory)
+
+
+def _lose_trial(directory: Path, is_time: Callable[[], bool]) -> None:
+    trial = _trial.remote(str(directory))
+    await_(is_time)
+    for process in _processes("ray::_trial", "ray::TrainController"):
+        process.kill()
+    ray.wait([trial])
+
+
+def _room_afterwards(directory: Path) -> dict[str, Any]:
+    """What is still reserved, and what the next start of the trial finds."""
+    run = RunDirectory(str(directory))
     await_(lambda: _reserved() == ["CREATED"])
     found = await_room(run, run.read_spec(), {"CPU": 1.0})
     return {"found": found, "reserved": _reserved()}
+
+
+def _processes(*titles: str) -> list[psutil.Process]:
+    ours = psutil.Process().children(recursive=True)
+    return [process for process in ours if process.cmdline()[:1] and process.cmdline()[0].startswith(titles)]
 
 
 def _reserved() -> list[str]:
@@ -231,8 +252,10 @@ def main() -> None:
     ray.init("local", num_cpus=3 if case == "attempts" else 2, include_dashboard=False, log_to_driver=False)
     if case == "attempts":
         outcome = attempts(directory)
-    elif case == "lost_while_it_waits":
-        outcome = lost_while_it_waits(directory)
+    elif case.startswith("lost"):
+        outcome = {"lost_while_it_waits": lost_while_it_waits, "lost_while_they_start": lost_while_they_start}[case](
+            directory
+        )
     else:
         workers = {work.__name__: work for work in (one_worker_raises, the_room_is_taken, they_cannot_connect)}
         outcome = run_workers(workers[case], directory)

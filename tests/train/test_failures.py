@@ -89,11 +89,12 @@ def test_a_group_that_finds_no_room_again_ends_the_run(document: dict[str, Any],
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_room_that_a_lost_process_waited_for_is_free_for_the_next_one(
-    document: dict[str, Any], tmp_path: Path
+@pytest.mark.parametrize("when", ["lost_while_it_waits", "lost_while_they_start"])
+def test_the_room_of_a_trial_whose_processes_are_lost_is_free_for_its_next_start(
+    when: str, document: dict[str, Any], tmp_path: Path
 ) -> None:
-    outcome = drive("lost_while_it_waits", tmp_path / "run", document)
-    assert outcome == {"found": 2, "reserved": []}, "Ray had given it to the lost one, and would have for ever"
+    outcome = drive(when, tmp_path / "run", document)
+    assert outcome == {"found": 2, "reserved": []}, "Ray would have kept it for them for ever"
 
 
 @pytest.mark.ray
