@@ -5,7 +5,7 @@ The global batch is the same on any number of workers: each accumulates as many 
 Room is looked for by reserving it for a moment. Ray frees a reservation when it is told to, or with the whole job, but
 not with the process that made it. A trial of a sweep is only a task of the sweep's job: if its processes are lost, what
 they had reserved, or still waited for, is in the way until the sweep ends. So all reservations for a run have a name
-that follows from it, by which the next who starts the run's workers frees them.
+that follows from it, by which others free them: the sweep's driver, and whoever next starts the run's workers.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import os
 from typing import Any
 
 from ray import tune
+from ray.tune import Callback
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -24,7 +25,7 @@ from ray_jobs.run_directory import RunDirectory
 from ray_jobs.train.placement import release_room
 from ray_jobs.tune.beam import PlannedTrial
 from ray_jobs.tune.sweep import Sweep
-from ray_jobs.tune.trial import TrialRun
+from ray_jobs.tune.trial import planned_trial
 from ray_jobs.tune.trial_process import run_trial
 
 _MAX_TRIAL_RESTARTS = 3
@@ -56,6 +57,7 @@ def run_trials(sweep: Sweep, run: RunDirectory, attempt: int) -> None:
             storage_path=run.join("ray_tune"),
             stop=_StopWhenOver(sweep),
             failure_config=tune.FailureConfig(max_failures=_MAX_TRIAL_RESTARTS),
+            callbacks=[_RoomOfLostTrials()],
             verbose=0,
         ),
     )
@@ -68,7 +70,7 @@ class _SweepSearcher(Searcher):  # type: ignore[misc]
     def __init__(self, sweep: Sweep, run_url: str) -> None:
         super().__init__()
         self._sweep, self._run_url = sweep, run_url
-        self._trials: dict[str, TrialRun] = {}
+        self._trials: dict[str, str] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's parameters; None while there is none to start."""
@@ -78,16 +80,13 @@ class _SweepSearcher(Searcher):  # type: ignore[misc]
         trial = self._sweep.next_trial()
         if trial is None:
             return None
-        self._trials[trial_id] = trial
+        self._trials[trial_id] = trial.planned.id
         return {"run_url": self._run_url, "planned": trial.planned._asdict(), "has_rungs": bool(trial.rungs)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:  # noqa: ARG002
         """It has ended, was stopped, or was lost more often than it may be."""
         reason = "its process was lost, or raised what nobody foresaw: see the job's log" if error else None
-        trial = self._trials.pop(trial_id)
-        if error:
-            release_room(trial.directory)
-        self._sweep.end(trial.planned.id, reason)
+        self._sweep.end(self._trials.pop(trial_id), reason)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: see the module's docstring."""
@@ -110,6 +109,22 @@ class _RungScheduler(FIFOScheduler):  # type: ignore[misc]
         )
         decision: str = TrialScheduler.STOP if is_behind else TrialScheduler.CONTINUE
         return decision
+
+
+class _RoomOfLostTrials(Callback):  # type: ignore[misc]
+    """Frees what the processes of a trial had reserved for its workers when they were lost.
+
+    The trial's next start would do so too, but may never come: what lay on a dead node Ray places elsewhere before all
+    else, Tune's own reservation for that start included, and while it finds no place all else waits.
+    """
+
+    def on_trial_recover(self, *, trial: TuneTrial, **_: Any) -> None:
+        """It is to start again."""
+        release_room(planned_trial(trial.config).directory)
+
+    def on_trial_error(self, *, trial: TuneTrial, **_: Any) -> None:
+        """It is not."""
+        release_room(planned_trial(trial.config).directory)
 
 
 class _StopWhenOver(Stopper):  # type: ignore[misc]
