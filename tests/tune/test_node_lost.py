@@ -1,4 +1,4 @@
-"""A sweep goes on when the node that its trials run on dies."""
+"""A sweep goes on when the node that its trials lie on dies, while they start and while they train."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.conftest import drive_alone, write_rows
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(640)]
 
 
-def test_no_trial_is_lost_or_run_twice_when_a_node_dies(job_document: dict[str, Any], tmp_path: Path) -> None:
+def test_no_trial_is_lost_or_run_twice_when_nodes_die(job_document: dict[str, Any], tmp_path: Path) -> None:
     rhymes = [{"prompt": f"A rhyme on {n}?", "completion": f"Oh {n}, oh {n}, it is {n} again."} for n in range(40)]
     [sums] = job_document["data"]["sources"]
     other = {"name": "rhymes", "category": "general", "uri": f"file://{write_rows(tmp_path / 'rhymes.jsonl', rhymes)}"}
@@ -31,8 +31,10 @@ def test_no_trial_is_lost_or_run_twice_when_a_node_dies(job_document: dict[str, 
     results = SweepResults.model_validate(json.loads((tmp_path / "run" / SWEEP_FILE).read_text()))
     assert [(trial.status, trial.steps) for trial in results.trials] == [("succeeded", 60)] * 5
     starts = {trial.id: starts_of(trial.run_url) for trial in results.trials}
-    assert max(len(steps) for steps in starts.values()) > 1, "the node took a trial's workers with it"
-    assert any(steps[-1] > 0 for steps in starts.values() if len(steps) > 1), "which went on from its checkpoint"
+    attempts = [max(event.attempt for event in read_events(RunDirectory(trial.run_url))) for trial in results.trials]
+    assert max(attempts) > 1, "the first node took a trial's own processes"
+    assert max(len(steps) for steps in starts.values()) > 1, "the second a trial's workers"
+    assert any(steps[-1] > 0 for steps in starts.values() if len(steps) > 1), "which went on from their checkpoint"
 
 
 def starts_of(trial_url: str) -> list[Any]:
