@@ -7,6 +7,7 @@ The directory holds `spec.json`, and afterwards `outcome.json`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -127,7 +128,8 @@ def _lose_trial(directory: Path, is_time: Callable[[], bool]) -> None:
     trial = _trial.remote(str(directory))
     await_(is_time)
     for process in _processes("ray::_trial", "ray::TrainController"):
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # the second does not outlive the first for long
+            process.kill()
     ray.wait([trial])
 
 
@@ -140,8 +142,12 @@ def _room_afterwards(directory: Path) -> dict[str, Any]:
 
 
 def _processes(*titles: str) -> list[psutil.Process]:
-    ours = psutil.Process().children(recursive=True)
-    return [process for process in ours if process.cmdline()[:1] and process.cmdline()[0].startswith(titles)]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "".join(process.cmdline()[:1]).startswith(titles):
+                found.append(process)
+    return found
 
 
 def _reserved() -> list[str]:
@@ -253,9 +259,8 @@ def main() -> None:
     if case == "attempts":
         outcome = attempts(directory)
     elif case.startswith("lost"):
-        outcome = {"lost_while_it_waits": lost_while_it_waits, "lost_while_they_start": lost_while_they_start}[case](
-            directory
-        )
+        losses = {loss.__name__: loss for loss in (lost_while_it_waits, lost_while_they_start)}
+        outcome = losses[case](directory)
     else:
         workers = {work.__name__: work for work in (one_worker_raises, the_room_is_taken, they_cannot_connect)}
         outcome = run_workers(workers[case], directory)
