@@ -14,6 +14,7 @@ from starlette.datastructures import UploadFile
 from service.api.access import KeyedRoute, Member, Viewer
 from service.api.dependencies import Parts
 from service.api.openai_errors import OPENAI_PROBLEMS, OpenAIError, openai_not_found
+from service.api.runs import IdempotencyKey
 from service.datasets.storage import pieces
 from service.errors import InvalidDatasetError
 from service.openai_api.answers import openai_file
@@ -48,7 +49,13 @@ router = APIRouter(prefix="/v1/files", tags=["openai"], responses=OPENAI_PROBLEM
 
 
 @router.post("", openapi_extra={"requestBody": _FORM}, responses=_TOO_LARGE)
-async def create_file(request: Request, who: Member, parts: Parts, retry_count: RetryCount = 0) -> OpenAIFile:
+async def create_file(
+    request: Request,
+    who: Member,
+    parts: Parts,
+    retry_count: RetryCount = 0,
+    idempotency_key: IdempotencyKey = None,
+) -> OpenAIFile:
     """Upload a file of up to 512 MiB. Its rows are judged by the job that reads it, or by a dataset's `validate`."""
     _require_size(request.headers.get("content-length"))
     async with request.form(max_files=1, max_fields=8) as form:
@@ -61,7 +68,16 @@ async def create_file(request: Request, who: Member, parts: Parts, retry_count: 
 
         def store() -> OpenAIFile:
             mine = parts.store.of(who)
-            return openai_file(receive(parts.datasets, mine, content, name, purpose, is_repeated=retry_count > 0))
+            dataset = receive(
+                parts.datasets,
+                mine,
+                content,
+                name,
+                purpose,
+                is_repeated=retry_count > 0,
+                idempotency_key=idempotency_key,
+            )
+            return openai_file(dataset)
 
         return await run_in_threadpool(store)
 

@@ -11,6 +11,7 @@ from service.api.dependencies import ControlPlane, Parts
 from service.api.lifecycle import resume
 from service.api.openai_errors import OPENAI_PROBLEMS, openai_not_found
 from service.api.reachable import require_possible
+from service.api.runs import IdempotencyKey
 from service.errors import ConflictError, InvalidSpecError, NotFoundError, NotReadyError, SleddogError
 from service.openai_api.answers import (
     checkpoint_id,
@@ -43,14 +44,24 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["openai"], responses=OPE
 
 @router.post("", responses=openai_not_found("model"))
 def create_fine_tuning_job(
-    request: FineTuningRequest, who: Member, parts: Parts, retry_count: RetryCount = 0
+    request: FineTuningRequest,
+    who: Member,
+    parts: Parts,
+    retry_count: RetryCount = 0,
+    idempotency_key: IdempotencyKey = None,
 ) -> OpenAIJob:
     """Start a job. A request that the client repeats, for want of an answer, makes no second one."""
     store = parts.store.of(who)
     try:
         job, _ = store.create_fine_tuning(
-            request, lambda: _spec(request, parts, who), parts.runs_url, is_repeated=retry_count > 0
+            request,
+            lambda: _spec(request, parts, who),
+            parts.runs_url,
+            is_repeated=retry_count > 0,
+            idempotency_key=idempotency_key,
         )
+    except ConflictError:
+        raise
     except SleddogError as error:
         if error.field is None:
             raise

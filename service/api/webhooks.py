@@ -48,9 +48,14 @@ def delete_webhook(webhook_id: str, who: Member, parts: Parts) -> None:
 
 
 @router.post("/{webhook_id}/test", status_code=status.HTTP_202_ACCEPTED, responses=_NOT_FOUND | CONFLICT)
-def test_webhook(webhook_id: str, who: Member, parts: Parts) -> Delivery:
+def test_webhook(
+    webhook_id: str,
+    who: Member,
+    parts: Parts,
+    idempotency_key: IdempotencyKey = None,  # noqa: PT028  this is no test
+) -> Delivery:
     """Send a message of type `webhook.test`; its delivery tells what became of it."""
-    delivery = parts.store.of(who).queue_test(webhook_id)
+    delivery = parts.store.of(who).queue_test(webhook_id, idempotency_key)
     parts.webhook_sender.wake()
     return delivery
 

@@ -44,6 +44,11 @@ def _create(spec: WebhookSpec, idempotency_key: str | None) -> Call[NewWebhook]:
     return Call("POST", _PATH, _new, json=spec.model_dump(mode="json"), headers=headers)
 
 
+def _test(webhook_id: str, idempotency_key: str | None) -> Call[Delivery]:
+    headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+    return Call("POST", _of(webhook_id, "test"), _delivery, headers=headers)
+
+
 def _list_deliveries(webhook_id: str, after: str | None, limit: int) -> Call[Page[Delivery]]:
     return Call("GET", _of(webhook_id, "deliveries"), _deliveries, params={"after": after, "limit": limit})
 
@@ -97,9 +102,9 @@ class Webhooks:
         """Send no more messages."""
         self._client.send(Call("DELETE", _of(webhook_id), _nothing))
 
-    def test(self, webhook_id: str) -> Delivery:
-        """Send a message of type `webhook.test`; `deliveries` tells what became of it."""
-        return self._client.send(Call("POST", _of(webhook_id, "test"), _delivery))
+    def test(self, webhook_id: str, *, idempotency_key: str | None = None) -> Delivery:
+        """Send a message of type `webhook.test`, once for a key; `deliveries` tells what became of it."""
+        return self._client.send(_test(webhook_id, idempotency_key))
 
     def enable(self, webhook_id: str) -> Webhook:
         """Send again to a receiver that was given up, what is pending too."""
@@ -143,9 +148,9 @@ class AsyncWebhooks:
         """As `Webhooks.delete`."""
         await self._client.send(Call("DELETE", _of(webhook_id), _nothing))
 
-    async def test(self, webhook_id: str) -> Delivery:
+    async def test(self, webhook_id: str, *, idempotency_key: str | None = None) -> Delivery:
         """As `Webhooks.test`."""
-        return await self._client.send(Call("POST", _of(webhook_id, "test"), _delivery))
+        return await self._client.send(_test(webhook_id, idempotency_key))
 
     async def enable(self, webhook_id: str) -> Webhook:
         """As `Webhooks.enable`."""

@@ -14,6 +14,7 @@ from service.errors import InvalidDatasetError
 from service.spec.dataset import DatasetSpec
 from service.store.datasets import StoredDataset
 from service.store.fine_tuning import REPETITION_WITHIN
+from service.store.idempotency import used_otherwise
 from service.store.store import Store
 
 VERIFIED_WITHIN_S = 20.0
@@ -22,7 +23,14 @@ _POLL_S = 0.05
 
 
 def receive(
-    datasets: Datasets, store: Store, content: IO[bytes], name: str, purpose: str, *, is_repeated: bool
+    datasets: Datasets,
+    store: Store,
+    content: IO[bytes],
+    name: str,
+    purpose: str,
+    *,
+    is_repeated: bool,
+    idempotency_key: str | None = None,
 ) -> StoredDataset:
     """Take a file in, and wait a while until it is verified.
 
@@ -33,8 +41,10 @@ def receive(
         name: of the file.
         purpose: of it.
         is_repeated: whether the client says that it sends the request again: then the same file, a moment ago, is it.
+        idempotency_key: the same key with the same file gives the same one again.
 
     Raises:
+        ConflictError: the key was used with another file.
         InvalidDatasetError: it is empty, or was rejected.
         InvalidSpecError: it is too large, or of no known format.
     """
@@ -44,11 +54,15 @@ def receive(
     num_bytes, sha256 = content.tell(), digest.hexdigest()
     if not num_bytes:
         raise InvalidDatasetError("is empty", "file")
-    dataset = _sent_before(store, name, purpose, sha256) if is_repeated else None
+    is_guess = is_repeated and idempotency_key is None
+    dataset = _sent_before(store, name, purpose, sha256) if is_guess else None
     if dataset is None:
-        dataset = _upload(
-            datasets, store, content, DatasetSpec(name=name, num_bytes=num_bytes), sha256=sha256, purpose=purpose
-        )
+        spec = DatasetSpec(name=name, num_bytes=num_bytes)
+        dataset, _ = store.create_dataset(spec, datasets.layout(spec), purpose=purpose, idempotency_key=idempotency_key)
+        if dataset.status == "uploading":
+            dataset = _upload(datasets, store, content, dataset, sha256)
+        elif (dataset.sha256, dataset.purpose) != (sha256, purpose):
+            raise used_otherwise()
     dataset = _verified(datasets, store, dataset)
     if dataset.error is not None:
         raise InvalidDatasetError(dataset.error.message, "file")
@@ -64,10 +78,7 @@ def _sent_before(store: Store, name: str, purpose: str, sha256: str) -> StoredDa
     return None
 
 
-def _upload(
-    datasets: Datasets, store: Store, content: IO[bytes], spec: DatasetSpec, *, sha256: str, purpose: str
-) -> StoredDataset:
-    dataset, _ = store.create_dataset(spec, datasets.layout(spec), purpose=purpose)
+def _upload(datasets: Datasets, store: Store, content: IO[bytes], dataset: StoredDataset, sha256: str) -> StoredDataset:
     content.seek(0)
     for number in range(1, dataset.num_parts + 1):
         part = content.read(part_size(dataset, number))

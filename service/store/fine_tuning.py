@@ -4,7 +4,7 @@ OpenAI's client repeats a create whose answer was lost, and sends no idempotency
 request is. So each create takes a key of our own: the caller's key, the body's hash, and a number that rises with each
 create of this body. A first try takes a new number, a repetition the last one. When the first try has been lost on its
 way, or is still at work in another replica, the repetition and it want the same number, and one of them makes the job
-for both.
+for both. A caller that sends a key is taken by that alone.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from service.openai_api.forms import FineTuningRequest
 from service.spec.job import JobSpec
 from service.spec.resources import Job, JobEvent, JobStatus
 from service.store.events import EventTables, read_event
+from service.store.idempotency import used_otherwise
 from service.store.models import EventRow, FineTuningRow, IdempotencyRow, table_of
 from service.store.run_rows import RUNS, read_run
 
@@ -46,7 +47,13 @@ class FineTuningTables(EventTables):
     """Fine-tuning jobs in OpenAI's sense."""
 
     def create_fine_tuning(
-        self, request: FineTuningRequest, make_spec: Callable[[], JobSpec], runs_url: str, *, is_repeated: bool
+        self,
+        request: FineTuningRequest,
+        make_spec: Callable[[], JobSpec],
+        runs_url: str,
+        *,
+        is_repeated: bool,
+        idempotency_key: str | None = None,
     ) -> tuple[Job, bool]:
         """Accept a job, once for a request and its repetitions.
 
@@ -55,25 +62,45 @@ class FineTuningTables(EventTables):
             make_spec: the job's spec; called when there is a job to make.
             runs_url: root of the run directories.
             is_repeated: whether the client says that it sends the request again.
+            idempotency_key: the same key with the same request gives the same job again.
 
         Returns:
             The job, and whether it is new.
+
+        Raises:
+            ConflictError: the key was used with another request.
         """
+
+        def keep_request(session: Session, job_id: str) -> None:
+            session.add(FineTuningRow(job_id=job_id, request=request.model_dump(mode="json"), is_paused=False))
+
+        if idempotency_key is not None:
+            job = self._job_of_key(idempotency_key, request)
+            if job is not None:
+                return job, False
+            return self.create(Job, make_spec(), runs_url, idempotency_key, beside=keep_request)
         key_id = self._principal.key_id if self._principal else ""
         prefix = f"openai-{key_id}-{request.sha256()}-"
         number = self._count_keys(prefix)
         if is_repeated and number and (job := self._recent_job(f"{prefix}{number}")) is not None:
             return job, False
         spec = make_spec()
-
-        def keep_request(session: Session, job_id: str) -> None:
-            session.add(FineTuningRow(job_id=job_id, request=request.model_dump(mode="json"), is_paused=False))
-
         while True:
             number += 1
             job, is_new = self.create(Job, spec, runs_url, f"{prefix}{number}", beside=keep_request)
             if is_new or is_repeated:
                 return job, is_new
+
+    def _job_of_key(self, idempotency_key: str, request: FineTuningRequest) -> Job | None:
+        """The job that a request made; its spec may follow from the request otherwise by now."""
+        with self._transaction() as session:
+            used = session.get(IdempotencyRow, (self._project, idempotency_key))
+            row = None if used is None else session.get(FineTuningRow, used.made_id)
+        if used is None:
+            return None
+        if row is None or FineTuningRequest.model_validate(row.request) != request:
+            raise used_otherwise()
+        return self.get(Job, used.made_id)
 
     def _count_keys(self, prefix: str) -> int:
         query = select(func.count()).select_from(IdempotencyRow).where(IdempotencyRow.project_id == self._project)

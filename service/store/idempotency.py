@@ -34,6 +34,11 @@ def once(kind: str, body: SpecModel, idempotency_key: str | None) -> Once | None
     return None if idempotency_key is None else Once(idempotency_key, kind, body.sha256())
 
 
+def used_otherwise() -> ConflictError:
+    """What a key is answered with that was used for something else."""
+    return ConflictError("this Idempotency-Key was used with another body; use a new one", "Idempotency-Key")
+
+
 class IdempotencyTables(Tables):
     """What was made by requests with a key, project by project."""
 
@@ -50,7 +55,7 @@ class IdempotencyTables(Tables):
         if used is None:
             return None
         if (used.kind, used.body_sha256) != (request.kind, request.body_sha256):
-            raise ConflictError("this Idempotency-Key was used with another body; use a new one", "Idempotency-Key")
+            raise used_otherwise()
         return used.made_id
 
     def _make_once(self, request: Once | None, make: Callable[[Session], str]) -> tuple[str, bool]:

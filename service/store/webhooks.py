@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from service.errors import ConflictError, NotFoundError
 from service.spec.webhook import TEST_TYPE, Delivery, NewWebhook, Webhook, WebhookSpec
-from service.store.idempotency import IdempotencyTables, once
+from service.store.idempotency import IdempotencyTables, Once, once
 from service.store.models import DeliveryRow, WebhookRow
 from service.store.outbox import OutboxTables, new_message
 from service.webhooks.signature import webhook_secret
@@ -92,20 +92,29 @@ class WebhookTables(OutboxTables, IdempotencyTables):
             self._record(session)
         return self.get_webhook(webhook_id)
 
-    def queue_test(self, webhook_id: str) -> Delivery:
+    def queue_test(self, webhook_id: str, idempotency_key: str | None = None) -> Delivery:
         """Write a message that only says that messages come through.
 
         Raises:
-            NotFoundError: there is none of this id.
-            ConflictError: it is disabled.
+            NotFoundError: there is none of this id; or the key's message is no longer kept.
+            ConflictError: it is disabled; or the key was used for something else.
         """
-        with self._transaction() as session:
+
+        def make(session: Session) -> str:
             if self._find(session, webhook_id).disabled_at is not None:
                 raise ConflictError("the webhook is disabled; enable it first")
             message = new_message(webhook_id, TEST_TYPE, datetime.now(UTC), {"webhook": webhook_id})
             session.add(message)
             self._record(session)
-        return _delivery(message)
+            return message.id
+
+        request = None if idempotency_key is None else Once(idempotency_key, f"test of {webhook_id}", "")
+        delivery_id, _ = self._make_once(request, make)
+        with self._transaction() as session:
+            row = session.get(DeliveryRow, delivery_id)
+        if row is None:
+            raise NotFoundError(f"message {delivery_id} is no longer kept")
+        return _delivery(row)
 
     def list_deliveries(
         self, webhook_id: str, *, after: str | None = None, limit: int = 100

@@ -252,6 +252,30 @@ def test_an_upload_whose_answer_is_lost_makes_one_file(url: str, key: str, api: 
     assert [item.id for item in api.files.list()] == [file.id]
 
 
+def test_the_same_key_makes_one_job_and_one_file(
+    api: openai.OpenAI, client: Client, chats: Path, tmp_path: Path
+) -> None:
+    header = {"Idempotency-Key": "file-1"}
+    file = api.files.create(file=chats, purpose="fine-tune", extra_headers=header)
+    assert api.files.create(file=chats, purpose="fine-tune", extra_headers=header).id == file.id
+    changed = tmp_path / chats.name
+    changed.write_bytes(chats.read_bytes()[::-1])
+    with pytest.raises(openai.ConflictError) as refused:
+        api.files.create(file=changed, purpose="fine-tune", extra_headers=header)
+    assert refused.value.param == "Idempotency-Key"
+    assert [item.id for item in api.files.list()] == [file.id]
+
+    header = {"Idempotency-Key": "job-1"}
+    job = start(api, file.id, extra_headers=header)
+    assert start(api, file.id, extra_headers=header).id == job.id
+    for other in ({"suffix": "other"}, {"extra_headers": {"Idempotency-Key": "file-1"}}):
+        with pytest.raises(openai.ConflictError) as refused:
+            start(api, file.id, **{"extra_headers": header} | other)
+        assert refused.value.param == "Idempotency-Key"
+    assert [item.id for item in client.jobs.list().data] == [job.id]
+    assert start(api, file.id).id != job.id, "without a key it is another one"
+
+
 def run_to_its_end(client: Client, job_id: str, reconciler: Reconciler, backend: RecordingBackend) -> None:
     for _ in range(2):
         reconciler.reconcile()

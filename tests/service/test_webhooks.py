@@ -340,8 +340,12 @@ def test_webhooks_are_listed_made_once_for_a_key_and_deleted_with_their_messages
     assert [item.id for item in client.webhooks.list()] == [first.id]
     assert "secret" not in http.get(f"/v1/webhooks/{first.id}").json()
     assert first.secret.encode() not in str(store.list_webhooks()).encode()
-    for _ in range(3):
+    for _ in range(2):
         client.webhooks.test(first.id)
+    sent = [client.webhooks.test(first.id, idempotency_key="t").id for _ in range(2)]
+    assert sent[0] == sent[1]
+    with pytest.raises(ConflictError, match="Idempotency-Key"):
+        client.webhooks.test(first.id, idempotency_key="k")
     page = client.webhooks.deliveries(first.id, limit=2)
     assert page.has_more
     assert len(client.webhooks.deliveries(first.id, after=page.data[-1].id).data) == 1
