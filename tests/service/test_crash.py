@@ -8,10 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -95,16 +98,22 @@ class Story:
         self.ids: dict[str, str] = {}
         self._http = httpx.Client(trust_env=False, timeout=2.0)
         self._is_asking = False
-        signal.signal(signal.SIGCHLD, self._on_death)
-        self._process = place.start(**self._next_kill())
+        signal.signal(signal.SIGUSR1, self._on_death)
+        self._start()
+
+    def _start(self) -> None:
+        self._kill = self.kills.pop(0) if self.kills else {}
+        self._process = self.place.start(**self._kill)
+        threading.Thread(target=self._watch, args=(self._process, threading.get_ident()), daemon=True).start()
+
+    @staticmethod
+    def _watch(process: BaseProcess, asker: int) -> None:
+        wait([process.sentinel])
+        signal.pthread_kill(asker, signal.SIGUSR1)
 
     def _on_death(self, *_: object) -> None:
         if self._is_asking:
             raise DiedError  # instead of waiting for an answer from the socket that outlives the process
-
-    def _next_kill(self) -> dict[str, Any]:
-        self._kill = self.kills.pop(0) if self.kills else {}
-        return self._kill
 
     def _ensure_alive(self) -> None:
         if self._process.is_alive():
@@ -112,7 +121,7 @@ class Story:
         assert self._process.exitcode == -signal.SIGKILL, "it ended by itself"
         self.num_kills += 1
         self.reached.add(self._kill.get("label", ""))
-        self._process = self.place.start(**self._next_kill())
+        self._start()
 
     def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
         """Ask until there is an answer, as a client that must know does."""
@@ -130,7 +139,10 @@ class Story:
             except (httpx.TransportError, FileNotFoundError, DiedError):
                 self._is_asking = False
                 time.sleep(0.005)
-            assert time.monotonic() < deadline, f"{method} {path} was never answered"
+            if time.monotonic() >= deadline:
+                os.kill(self._process.pid or 0, signal.SIGABRT)  # which has it tell where each of its threads is
+                self._process.join()
+                pytest.fail(f"{method} {path} was never answered")
 
     def post(self) -> None:
         for name in EXPECTED:
@@ -152,7 +164,7 @@ class Story:
         self.close()
 
     def close(self) -> None:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         self._process.kill()
         self._process.join()
         self._http.close()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from ray_jobs.report import read_events
 from ray_jobs.run_directory import EventWriter, RunDirectory
 from service.errors import SupersededError
 from service.spec.event import Event
+from tests.processes import start_process
 from tests.train.replaced_worker import CHECKPOINT_EVERY_STEPS, newest_state, work
 
 NUM_STEPS = 100
@@ -113,10 +114,7 @@ class Groups:
 
     def start(self, num_steps: int) -> BaseProcess:
         arguments = (self.run.url, claim_start(self.run, 1), num_steps)
-        process = multiprocessing.get_context("fork").Process(
-            target=work, args=arguments, kwargs={"is_fenced": self.is_fenced}
-        )
-        process.start()
+        process = start_process(partial(work, is_fenced=self.is_fenced), *arguments)
         self.processes.append(process)
         return process
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import multiprocessing
 import os
 import re
 import signal
@@ -38,6 +37,7 @@ from service.spec.base import SpecModel
 from service.spec.event import Event
 from service.spec.resources import Run
 from service.store.store import Store
+from tests.processes import start_process
 
 _RUN_ID = re.compile(r"(?:job|sweep)-[0-9a-f]+-[0-9a-f]{8}")
 _WRITES = ("INSERT", "UPDATE", "DELETE", "CREATE", "ALTER", "DROP")
@@ -169,9 +169,7 @@ class Place:
 
     def start(self, **kill_at: Any) -> BaseProcess:
         """Start a control plane; `kill_at` as `KillPoints` takes it."""
-        process = multiprocessing.get_context("fork").Process(target=_serve, args=(self, kill_at))
-        process.start()
-        return process
+        return start_process(_serve, self, kill_at)
 
 
 def _serve(place: Place, kill_at: dict[str, Any]) -> None:
