@@ -27,10 +27,9 @@ class FailedStart(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc
         room: name for what is reserved for them, by which others can free it.
     """
 
-    _group: WorkerGroup | None = None
-
     def __init__(self, room: str) -> None:
         self._room = room
+        self._group: WorkerGroup | None = None
 
     @contextmanager
     def on_worker_group_start(self) -> Iterator[None]:

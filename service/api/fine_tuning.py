@@ -60,7 +60,7 @@ def create_fine_tuning_job(
             is_repeated=retry_count > 0,
             idempotency_key=idempotency_key,
         )
-    except ConflictError:
+    except ConflictError:  # its field is a header, not one of the spec
         raise
     except SleddogError as error:
         if error.field is None:

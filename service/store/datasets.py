@@ -190,6 +190,7 @@ class DatasetTables(IdempotencyTables):
             if users:
                 raise ConflictError(f"{users[0]} reads it and has not ended; cancel that first")
             session.execute(delete(DatasetScanRow).where(DatasetScanRow.dataset_id == dataset_id))
+            self._forget_made(session, "dataset", dataset_id)
             self._record(session)
 
     def ask_scan(self, dataset_id: str, reading: DatasetReading) -> DatasetScanRow:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sqlalchemy import delete
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -57,6 +58,12 @@ class IdempotencyTables(Tables):
         if (used.kind, used.body_sha256) != (request.kind, request.body_sha256):
             raise used_otherwise()
         return used.made_id
+
+    @staticmethod
+    def _forget_made(session: Session, kind: str, made_id: str) -> None:
+        """With a thing that goes: the keys that made it may make another."""
+        made_it = (IdempotencyRow.kind == kind) & (IdempotencyRow.made_id == made_id)
+        session.execute(delete(IdempotencyRow).where(made_it))
 
     def _make_once(self, request: Once | None, make: Callable[[Session], str]) -> tuple[str, bool]:
         """Make something, or find what was made.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import delete
 
 from service.errors import ConflictError
-from service.store.models import EventRow, FineTuningRow, IdempotencyRow, JobDatasetRow, JobRow, SegmentRow
+from service.store.models import EventRow, FineTuningRow, JobDatasetRow, JobRow, SegmentRow
 from service.store.runs import AnyRun
 from service.store.transitions import TransitionTables
 
@@ -42,8 +42,7 @@ class LifecycleTables(TransitionTables):
         with self._transaction() as session:
             for table in (EventRow, SegmentRow, FineTuningRow, JobDatasetRow):
                 session.execute(delete(table).where(table.job_id == run_id))
-            made_it = (IdempotencyRow.kind == run.kind) & (IdempotencyRow.made_id == run_id)
-            session.execute(delete(IdempotencyRow).where(made_it))
+            self._forget_made(session, run.kind, run_id)
             gone = session.execute(delete(JobRow).where(JobRow.id == run_id, JobRow.status == run.status))
             if gone.rowcount != 1:  # type: ignore[attr-defined]
                 raise ConflictError(f"the {run.kind} has changed meanwhile; look at it again")

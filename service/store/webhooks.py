@@ -78,6 +78,7 @@ class WebhookTables(OutboxTables, IdempotencyTables):
             row = self._find(session, webhook_id)
             session.execute(delete(DeliveryRow).where(DeliveryRow.webhook_id == webhook_id))
             session.delete(row)
+            self._forget_made(session, "webhook", webhook_id)
             self._record(session)
 
     def enable_webhook(self, webhook_id: str) -> Webhook:

@@ -264,6 +264,9 @@ def test_the_same_key_makes_one_job_and_one_file(
         api.files.create(file=changed, purpose="fine-tune", extra_headers=header)
     assert refused.value.param == "Idempotency-Key"
     assert [item.id for item in api.files.list()] == [file.id]
+    api.files.delete(file.id)
+    file = api.files.create(file=chats, purpose="fine-tune", extra_headers=header)
+    assert [item.id for item in api.files.list()] == [file.id], "what is deleted leaves its key"
 
     header = {"Idempotency-Key": "job-1"}
     job = start(api, file.id, extra_headers=header)

@@ -351,6 +351,9 @@ def test_webhooks_are_listed_made_once_for_a_key_and_deleted_with_their_messages
     assert len(client.webhooks.deliveries(first.id, after=page.data[-1].id).data) == 1
     client.webhooks.delete(first.id)
     assert client.webhooks.list() == []
+    other = client.webhooks.create(receiver.url, description="ours", idempotency_key="k")
+    assert other.id != first.id, "what is deleted leaves its key"
+    client.webhooks.delete(other.id)
     with store._transaction() as session:
         assert session.query(DeliveryRow).count() == 0
     for ask in (client.webhooks.get, client.webhooks.delete, client.webhooks.test, client.webhooks.deliveries):
